@@ -1,0 +1,84 @@
+"""What a data set holds: the one description that training, sampling and checkpoints share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tvmatch.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Shape, classes and normalisation of a data set.
+
+    Attributes:
+        kind: "image" for pixels in [0, 1], "points" for vectors without a range.
+        shape: of one element, (C, H, W) for images, (D,) for points.
+        class_names: one name a class in the order of the labels, or None without labels.
+        mean: per channel (images) or coordinate (points), in data units.
+        std: likewise; the network sees (data − mean) / std.
+    """
+
+    kind: Literal["image", "points"]
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        expected_rank = {"image": 3, "points": 1}[self.kind]
+        if len(self.shape) != expected_rank or min(self.shape) < 1:
+            raise InputError(
+                f"shape of {self.kind} data must have {expected_rank} positive sizes, got {self.shape}"
+            )
+        if len(self.mean) != self.shape[0] or len(self.std) != self.shape[0]:
+            raise InputError(
+                f"mean and std must have one number for each of {self.shape[0]} channels, "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.std) <= 0:
+            raise InputError(f"std must be positive, got {self.std}")
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes, 0 without labels."""
+        return 0 if self.class_names is None else len(self.class_names)
+
+    def _per_channel(self, numbers: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(
+            -1, *[1] * (len(self.shape) - 1)
+        )
+
+    def normalize(self, data: Tensor) -> Tensor:
+        """Data units to the network's: (data − mean) / std, shape (B, *shape)."""
+        return (data - self._per_channel(self.mean, data)) / self._per_channel(self.std, data)
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """The network's units to data units: values · std + mean, shape (B, *shape)."""
+        return values * self._per_channel(self.std, values) + self._per_channel(self.mean, values)
+
+    def label_indices(self, labels: Sequence[int | str]) -> Tensor:
+        """Class numbers of names or numbers, int64 of shape (len(labels),).
+
+        Raises:
+            InputError: for a name that no class has, a number outside 0 … K − 1, or data without classes.
+        """
+        if self.class_names is None:
+            raise InputError(f"labels: this model has no classes, got {list(labels)[:3]}")
+        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64)
+
+    def _label_index(self, label: int | str) -> int:
+        assert self.class_names is not None
+        if isinstance(label, str):
+            if label in self.class_names:
+                return self.class_names.index(label)
+            if not label.lstrip("-").isdigit():
+                shown = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
+                raise InputError(f"labels: no class is named {label!r}; the classes are {shown}")
+        index = int(label)
+        if not 0 <= index < len(self.class_names):
+            raise InputError(f"labels: {index} is outside 0 … {len(self.class_names) - 1}")
+        return index

@@ -1,0 +1,143 @@
+"""Dual numbers: a value and its derivative along one direction, as explicit data.
+
+Every layer of the project is written once as a map Dual → Dual. With tangent None (exactly zero) a
+rule computes the value alone; with a tangent it computes the Jacobian-vector product as ordinary
+tensor arithmetic, which reverse mode, `torch.compile`, hooks and sharding then see like any other.
+
+For a map y = f(x) the rule is ẏ = (∂f/∂x) ẋ. In the objective the direction is the terminal time s, so
+a tangent is d value / d s (DESIGN: TVM, arXiv 2511.19797, section 4).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Dual(NamedTuple):
+    """A tensor and its derivative in the direction that is being differentiated.
+
+    Attributes:
+        value: any floating-point tensor.
+        tangent: of the value's shape, or None for exactly zero.
+    """
+
+    value: Tensor
+    tangent: Tensor | None = None
+
+
+def as_dual(x: Tensor | Dual) -> Dual:
+    """`x` itself, or a constant (tangent None) of a plain tensor."""
+    return x if isinstance(x, Dual) else Dual(x)
+
+
+def linear_map(function: Callable[[Tensor], Tensor], x: Dual) -> Dual:
+    """ẏ = f(ẋ) for a linear `function`, such as a reshape, a slice or a product with a constant."""
+    return Dual(function(x.value), None if x.tangent is None else function(x.tangent))
+
+
+def pointwise(
+    function: Callable[[Tensor], Tensor], product: Callable[[Tensor, Tensor], Tensor], x: Dual
+) -> Dual:
+    """ẏ = f′(x) ∘ ẋ for an elementwise `function`, where `product(ẋ, x)` computes the right side."""
+    return Dual(function(x.value), None if x.tangent is None else product(x.tangent, x.value))
+
+
+def add(x: Dual, y: Dual) -> Dual:
+    """x + y, with tangent ẋ + ẏ; shapes broadcast."""
+    value = x.value + y.value
+    if x.tangent is None or y.tangent is None:
+        tangent = y.tangent if x.tangent is None else x.tangent
+        return Dual(value, None if tangent is None else tangent.expand_as(value))
+    return Dual(value, x.tangent + y.tangent)
+
+
+def subtract(x: Dual, y: Dual) -> Dual:
+    """x − y, with tangent ẋ − ẏ; shapes broadcast."""
+    return add(x, linear_map(torch.neg, y))
+
+
+def multiply(x: Dual, y: Dual) -> Dual:
+    """x ∘ y, with tangent ẋ ∘ y + x ∘ ẏ; shapes broadcast."""
+    value = x.value * y.value
+    if x.tangent is None:
+        return Dual(value, None if y.tangent is None else x.value * y.tangent)
+    if y.tangent is None:
+        return Dual(value, x.tangent * y.value)
+    return Dual(value, torch.addcmul(x.tangent * y.value, x.value, y.tangent))
+
+
+def modulate(x: Dual, shift: Dual, scale: Dual) -> Dual:
+    """x ∘ (1 + scale) + shift, the adaptive part of adaLN (DiT, arXiv 2212.09748)."""
+    return add(multiply(x, Dual(1 + scale.value, scale.tangent)), shift)
+
+
+def linear(x: Dual, weight: Tensor, bias: Tensor | None = None) -> Dual:
+    """x Wᵀ + b, with tangent ẋ Wᵀ; value and tangent share one matrix product.
+
+    Args:
+        x: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+    """
+    if x.tangent is None:
+        return Dual(F.linear(x.value, weight, bias))
+    value, tangent = F.linear(torch.stack([x.value, x.tangent]), weight).unbind()
+    return Dual(value if bias is None else value + bias, tangent)
+
+
+def silu(x: Dual) -> Dual:
+    """x σ(x), σ the logistic function; derivative σ (1 + x (1 − σ))."""
+    return pointwise(F.silu, _silu_product, x)
+
+
+def _silu_product(tangent: Tensor, x: Tensor) -> Tensor:
+    sigmoid = torch.sigmoid(x)
+    return tangent * sigmoid * (1 + x * (1 - sigmoid))
+
+
+def gelu(x: Dual) -> Dual:
+    """½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), the tanh form of GELU."""
+    return pointwise(_gelu, _gelu_product, x)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_product(tangent: Tensor, x: Tensor) -> Tensor:
+    # A diagonal Jacobian is symmetric: the backward operator, which autograd differentiates again, is the
+    # tangent rule too, in one fused kernel.
+    product: Tensor = torch.ops.aten.gelu_backward(tangent, x, approximate="tanh")
+    return product
+
+
+def rms_norm(x: Dual, epsilon: float = 1e-6) -> Dual:
+    """y = r x with r = (mean x² + ε)^(−1/2) over the last dimension; ẏ = r (ẋ − y · mean(y ẋ)).
+
+    Near x = 0 the slope is ε^(−1/2), so half-precision inputs are computed and returned in float32.
+    """
+    value = _at_least_float32(x.value)
+    inverse_rms = torch.rsqrt(value.square().mean(-1, keepdim=True) + epsilon)
+    normalized = value * inverse_rms
+    if x.tangent is None:
+        return Dual(normalized)
+    tangent = _at_least_float32(x.tangent)
+    along = (normalized * tangent).mean(-1, keepdim=True)
+    return Dual(normalized, inverse_rms * torch.addcmul(tangent, normalized, along, value=-1))
+
+
+def layer_norm(x: Dual, epsilon: float = 1e-6) -> Dual:
+    """LayerNorm without parameters over the last dimension: `rms_norm` of x − mean(x)."""
+    return rms_norm(linear_map(_centre, x), epsilon)
+
+
+def _centre(x: Tensor) -> Tensor:
+    x = _at_least_float32(x)
+    return x - x.mean(-1, keepdim=True)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

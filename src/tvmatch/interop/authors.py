@@ -1,0 +1,143 @@
+"""Networks in the tensor names of the TVM authors' published checkpoints.
+
+Only names and shapes are translated here; reading their files safely is another matter.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tvmatch.errors import InputError
+from tvmatch.models import DiT, DiTConfig
+
+PREFIX = "model."
+
+
+def _names(network: DiT) -> dict[str, str]:
+    """Our parameter names to theirs, without the prefix."""
+    names = {"patch_embedding": "x_embedder.proj", "head": "final_layer.linear"}
+    names["head_modulation.project"] = "final_layer.adaLN_modulation.1"
+    for ours, theirs in (("time", "t"), ("duration", "s"), ("guidance", "guidance")):
+        names[f"conditioning.{ours}.expand"] = f"{theirs}_embedder.mlp.0"
+        names[f"conditioning.{ours}.project"] = f"{theirs}_embedder.mlp.2"
+    names["conditioning.label"] = "y_embedder.embedding_table"
+    for i in range(len(network.blocks)):
+        for ours, theirs in (
+            ("modulation.project", "adaLN_modulation.1"),
+            ("attention.qkv", "attn.qkv"),
+            ("attention.query_norm", "attn.q_norm"),
+            ("attention.key_norm", "attn.k_norm"),
+            ("attention.project", "attn.proj"),
+            ("feed_forward.expand", "mlp.fc1"),
+            ("feed_forward.project", "mlp.fc2"),
+        ):
+            names[f"blocks.{i}.{ours}"] = f"blocks.{i}.{theirs}"
+    translated = {}
+    for name, _ in network.named_parameters():
+        module, leaf = name.rsplit(".", 1)
+        translated[name] = f"{names[module]}.{leaf}"
+    return translated
+
+
+def network_from_authors(
+    state_dict: Mapping[str, Tensor], *, heads: int, qk_norm: bool = True, modulation_norm: bool = True
+) -> DiT:
+    """A DiT with the weights of an authors' state dict; sizes come from the tensors' shapes.
+
+    Args:
+        state_dict: their names, with or without the prefix "model.". The precision is kept.
+        heads: number of attention heads, which no shape tells.
+        qk_norm: whether queries and keys are normalised.
+        modulation_norm: whether the modulation vectors are, which no tensor tells.
+
+    Raises:
+        InputError: if a tensor is missing, left over, of another shape or dtype, or the positions are not
+            the fixed sin-cos table of a square image.
+    """
+    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    network = DiT(*_architecture(theirs, heads, qk_norm, modulation_norm))
+    names = _names(network)
+    expected = {*names.values(), "pos_embed"}
+    if theirs.keys() != expected:
+        missing, extra = sorted(expected - theirs.keys()), sorted(theirs.keys() - expected)
+        raise InputError(f"state_dict: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
+
+    ours = {}
+    for name, parameter in network.named_parameters():
+        tensor = theirs[names[name]]
+        if name == "patch_embedding.weight":
+            tensor = tensor.flatten(1)  # a convolution with stride p is a linear map of patches
+        if tensor.shape != parameter.shape or not tensor.is_floating_point():
+            raise InputError(
+                f"state_dict: {names[name]} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"expected floating point of shape {tuple(parameter.shape)}"
+            )
+        ours[name] = tensor
+    positions = theirs["pos_embed"].reshape(-1, theirs["pos_embed"].shape[-1])
+    # They are stored in float32 at best; half-precision files round them further.
+    if positions.shape != network.positions.shape or not torch.allclose(
+        positions.float(), network.positions, atol=5e-3
+    ):
+        raise InputError("state_dict: pos_embed is not the fixed sin-cos table of a square image")
+    network = network.to(ours["head.weight"].dtype)
+    network.load_state_dict(ours, strict=True)
+    return network
+
+
+def _architecture(
+    theirs: Mapping[str, Tensor], heads: int, qk_norm: bool, modulation_norm: bool
+) -> tuple[DiTConfig, tuple[int, int, int], int]:
+    """(config, image shape, class count) that the shapes of their tensors tell."""
+    try:
+        hidden_size, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
+        side = math.isqrt(theirs["pos_embed"].shape[-2]) * patch_size
+        mlp_size = theirs["blocks.0.mlp.fc1.weight"].shape[0]
+        frequencies = theirs["t_embedder.mlp.0.weight"].shape[1] // 2
+    except KeyError as missing:
+        raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
+    except ValueError:
+        raise InputError("state_dict: x_embedder.proj.weight must have shape (C, channels, p, p)") from None
+    table = theirs.get("y_embedder.embedding_table.weight")
+    config = DiTConfig(
+        hidden_size=hidden_size,
+        depth=1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("blocks.")),
+        heads=heads,
+        patch_size=patch_size,
+        mlp_ratio=mlp_size / hidden_size,
+        time_frequencies=frequencies,
+        qk_norm=qk_norm,
+        modulation_norm=modulation_norm,
+        guidance_embedding="guidance_embedder.mlp.0.weight" in theirs,
+    )
+    return config, (channels, side, side), 0 if table is None else table.shape[0] - 1
+
+
+def network_to_authors(
+    network: DiT, of: Literal["parameters", "gradients"] = "parameters"
+) -> dict[str, Tensor]:
+    """The network's parameters, or their gradients, under the authors' names (with the prefix "model.").
+
+    Args:
+        of: "parameters" adds the fixed positions `pos_embed`; "gradients" needs a backward pass first.
+
+    Raises:
+        ValueError: if gradients are asked for and a parameter has none, or for another `of`.
+    """
+    if of not in ("parameters", "gradients"):
+        raise ValueError(f"of: must be 'parameters' or 'gradients', got {of!r}")
+    names = _names(network)
+    tensors = {}
+    for name, parameter in network.named_parameters():
+        tensor = parameter.detach() if of == "parameters" else parameter.grad
+        if tensor is None:
+            raise ValueError(f"{name} has no gradient; call backward first")
+        if name == "patch_embedding.weight":
+            p = network.patch_size
+            tensor = tensor.unflatten(1, (-1, p, p))
+        tensors[PREFIX + names[name]] = tensor.clone()
+    if of == "parameters":
+        tensors[PREFIX + "pos_embed"] = network.positions.detach()[None].clone()
+    return tensors

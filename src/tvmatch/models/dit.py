@@ -1,0 +1,234 @@
+"""Diffusion Transformer with semi-Lipschitz control (TVM, arXiv 2511.19797; DiT, arXiv 2212.09748).
+
+Shapes: B batch, N tokens, C hidden size, (channels, height, width) of an image, p patch size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tvmatch import dual
+from tvmatch.dual import Dual
+from tvmatch.errors import InputError
+from tvmatch.models.init import initialize
+from tvmatch.models.layers import Conditioning, FeedForward, Linear, Modulation, SelfAttention
+
+
+class DiTSize(NamedTuple):
+    """The four numbers that name a DiT."""
+
+    hidden_size: int
+    depth: int
+    heads: int
+    patch_size: int
+
+
+PRESETS: dict[str, DiTSize] = {
+    "tiny/2": DiTSize(64, 4, 2, 2),
+    "mini/2": DiTSize(128, 6, 4, 2),
+    "S/2": DiTSize(384, 12, 6, 2),
+    "B/2": DiTSize(768, 12, 12, 2),
+    "L/2": DiTSize(1024, 24, 16, 2),
+    "XL/2": DiTSize(1152, 28, 18, 2),
+}
+
+
+@dataclass
+class DiTConfig:
+    """Size and switches of a DiT.
+
+    Attributes:
+        preset: tiny/2, mini/2, S/2, B/2, L/2 or XL/2 gives the four sizes below.
+        hidden_size: C; overrides the preset's.
+        depth: number of blocks; overrides the preset's.
+        heads: attention heads, a divisor of hidden_size; overrides the preset's.
+        patch_size: p, a divisor of the image's height and width; overrides the preset's.
+        mlp_ratio: hidden width of a block's MLP over hidden_size.
+        time_frequencies: sinusoid pairs of each time embedding.
+        rms_norm: RMSNorm without parameters in the blocks; false: LayerNorm without parameters.
+        qk_norm: RMSNorm of queries and keys.
+        modulation_norm: RMSNorm of each modulation vector.
+        spectral_init: linear weights of largest singular value 1; false: DiT's Xavier-uniform.
+        time_embedding_init: spectral like the other weights, or normal, N(0, 0.02²).
+        guidance_embedding: condition the network on 1/w.
+    """
+
+    preset: str | None = None
+    hidden_size: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    patch_size: int | None = None
+    mlp_ratio: float = 4.0
+    time_frequencies: int = 128
+    rms_norm: bool = True
+    qk_norm: bool = True
+    modulation_norm: bool = True
+    spectral_init: bool = True
+    time_embedding_init: Literal["spectral", "normal"] = "spectral"
+    guidance_embedding: bool = True
+
+    def size(self) -> DiTSize:
+        """The sizes, from the preset and what overrides it.
+
+        Raises:
+            InputError: for an unknown preset, a missing or non-positive size, or heads that do not divide
+                hidden_size.
+        """
+        if self.preset is not None and self.preset not in PRESETS:
+            raise InputError(f"network.preset: no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        sizes = dict(PRESETS[self.preset]._asdict()) if self.preset is not None else {}
+        for name in DiTSize._fields:
+            own = getattr(self, name)
+            if own is None and name not in sizes:
+                raise InputError(f"network.{name}: give a number, or a network.preset")
+            if own is not None:
+                sizes[name] = own
+            if sizes[name] < 1:
+                raise InputError(f"network.{name}: must be at least 1, got {sizes[name]}")
+        size = DiTSize(**sizes)
+        if size.hidden_size % size.heads:
+            raise InputError(
+                f"network.heads: {size.heads} does not divide network.hidden_size {size.hidden_size}"
+            )
+        if size.hidden_size % 4:
+            raise InputError(f"network.hidden_size: must be a multiple of 4, got {size.hidden_size}")
+        if self.mlp_ratio <= 0 or self.time_frequencies < 1:
+            raise InputError(
+                "network.mlp_ratio and network.time_frequencies must be positive, "
+                f"got {self.mlp_ratio} and {self.time_frequencies}"
+            )
+        return size
+
+
+def position_table(rows: int, columns: int, hidden_size: int) -> Tensor:
+    """Fixed 2-D sin-cos positions, float32 (rows · columns, C).
+
+    The first half of the channels comes from the column index, the second from the row index, each
+    [sin(i ω), cos(i ω)] with ω_j = 10000^(−j / (C/4)).
+    """
+    quarter = hidden_size // 4
+    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [index.reshape(-1, 1) * frequencies for index in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
+
+
+class DiTBlock(nn.Module):
+    """x + ĉ₁ ∘ Attn(norm(x) ∘ (1 + â₁) + b̂₁), then likewise the MLP; the condition gives the six vectors."""
+
+    def __init__(self, size: DiTSize, config: DiTConfig) -> None:
+        super().__init__()
+        self.norm = dual.rms_norm if config.rms_norm else dual.layer_norm
+        self.modulation = Modulation(size.hidden_size, 6, normalized=config.modulation_norm)
+        self.attention = SelfAttention(size.hidden_size, size.heads, qk_norm=config.qk_norm)
+        self.feed_forward = FeedForward(size.hidden_size, config.mlp_ratio)
+
+    def forward(self, x: Dual, activated: Dual) -> Dual:
+        """x (B, N, C) and SiLU(c) (B, C) to (B, N, C)."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(activated)
+        mixed = self.attention(dual.modulate(self.norm(x), shift_1, scale_1))
+        x = dual.add(x, dual.multiply(gate_1, mixed))
+        fed = self.feed_forward(dual.modulate(self.norm(x), shift_2, scale_2))
+        return dual.add(x, dual.multiply(gate_2, fed))
+
+
+class DiT(nn.Module):
+    """F_θ(x, t, s, c, w) for images: the average-velocity network of TVM.
+
+    Args:
+        config: sizes and switches.
+        shape: (channels, height, width), the last two multiples of the patch size.
+        class_count: number of classes K; 0 for an unconditional network.
+
+    Raises:
+        InputError: if a size is missing, out of range, or does not divide another.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: DiTConfig, shape: tuple[int, ...], class_count: int = 0) -> None:
+        super().__init__()
+        size = config.size()
+        channels, height, width = shape
+        if height % size.patch_size or width % size.patch_size:
+            raise InputError(
+                f"network.patch_size: {size.patch_size} does not divide the image size {height}×{width}"
+            )
+        self.config, self.shape, self.class_count = config, tuple(shape), class_count
+        self.patch_size = size.patch_size
+        self.grid = (height // size.patch_size, width // size.patch_size)
+        self.norm = dual.rms_norm if config.rms_norm else dual.layer_norm
+        patch_values = channels * size.patch_size**2
+
+        self.conditioning = Conditioning(
+            size.hidden_size,
+            class_count,
+            config.time_frequencies,
+            guidance_embedding=config.guidance_embedding,
+        )
+        self.patch_embedding = Linear(patch_values, size.hidden_size)
+        self.register_buffer("positions", position_table(*self.grid, size.hidden_size), persistent=False)
+        self.blocks = nn.ModuleList(DiTBlock(size, config) for _ in range(size.depth))
+        self.head_modulation = Modulation(size.hidden_size, 2, normalized=config.modulation_norm)
+        self.head = Linear(size.hidden_size, patch_values)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial weights; adaLN and the head start at zero."""
+        spectral = self.config.spectral_init
+        time_std = 0.02 if self.config.time_embedding_init == "normal" else None
+        initialize(self, spectral=spectral, time_embedding_std=time_std)
+        zeroed = [module.project for module in self.modules() if isinstance(module, Modulation)]
+        for layer in [*zeroed, self.head]:
+            nn.init.zeros_(layer.weight)
+
+    def forward(
+        self,
+        x: Tensor | Dual,
+        t: Tensor | Dual,
+        s: Tensor | Dual,
+        labels: Tensor | None = None,
+        guidance_weight: Tensor | None = None,
+    ) -> Tensor | Dual:
+        """The network output F and, if an input is a Dual, its tangent.
+
+        Args:
+            x: (B, channels, height, width).
+            t: (B,) starting times in [0, 1].
+            s: (B,) terminal times, s ≤ t.
+            labels: int64 (B,) in 0 … K, K for the dropped label; None drops all.
+            guidance_weight: (B,) w; None means 1.
+
+        Returns:
+            Of x's shape and dtype; a `Dual` if x, t or s is one.
+        """
+        has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
+        x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)
+        if x.value.shape[1:] != self.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.value.shape)}, the network takes (B, {str(self.shape)[1:]}"
+            )
+
+        activated = dual.silu(self.conditioning(t, s, labels, guidance_weight))
+        patches = self.patch_embedding(dual.linear_map(self._patchify, x))
+        tokens = dual.add(patches, Dual(self.positions))
+        for block in self.blocks:
+            tokens = block(tokens, activated)
+        shift, scale = self.head_modulation(activated)
+        patches = self.head(dual.modulate(self.norm(tokens), shift, scale))
+        output = dual.linear_map(lambda y: self._unpatchify(y).to(x.value.dtype), patches)
+        return output if has_dual else output.value
+
+    def _patchify(self, x: Tensor) -> Tensor:
+        """(B, channels, height, width) to (B, N, channels · p · p), channel first within a patch."""
+        p, (rows, columns) = self.patch_size, self.grid
+        x = x.unflatten(-1, (columns, p)).unflatten(-3, (rows, p))  # (B, channels, rows, p, columns, p)
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def _unpatchify(self, x: Tensor) -> Tensor:
+        """(B, N, p · p · channels), channel last within a patch, to (B, channels, height, width)."""
+        p, (rows, columns) = self.patch_size, self.grid
+        x = x.unflatten(-1, (p, p, -1)).unflatten(1, (rows, columns))  # (B, rows, columns, p, p, channels)
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,159 @@
+"""Layers as maps Dual → Dual: written once, with or without a tangent.
+
+Shapes: B batch, N tokens, C hidden size, H heads, D head width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tvmatch import dual
+from tvmatch.attention import attention
+from tvmatch.dual import Dual
+
+
+class Linear(nn.Linear):
+    """x Wᵀ + b on a Dual of shape (..., in_features)."""
+
+    def forward(self, x: Dual) -> Dual:  # type: ignore[override]
+        return dual.linear(x, self.weight, self.bias)
+
+
+class TimeEmbedding(nn.Module):
+    """A scalar as a vector: Linear–SiLU–Linear of [cos(τ ω), sin(τ ω)], ω_i = 10000^(−i/n), i = 0 … n − 1.
+
+    The features are computed in float64 and the layers run outside autocast: low precision in the time
+    path is a known cause of NaNs in this family of models.
+    """
+
+    def __init__(self, hidden_size: int, frequency_count: int) -> None:
+        super().__init__()
+        self.frequency_count = frequency_count
+        self.expand = Linear(2 * frequency_count, hidden_size)
+        self.project = Linear(hidden_size, hidden_size)
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """ω of shape (n,); made anew each time, since a buffer would be rounded by `Module.float()`."""
+        exponents = torch.arange(self.frequency_count, dtype=torch.float64, device=device)
+        return torch.exp(exponents * (-math.log(10_000) / self.frequency_count))
+
+    def features(self, time: Dual) -> Dual:
+        """(B,) to (B, 2 n); tangent [−sin(τ ω), cos(τ ω)] ∘ ω τ̇."""
+        frequencies = self.frequencies(time.value.device)
+        angles = time.value.to(torch.float64)[:, None] * frequencies
+        cosine, sine = angles.cos(), angles.sin()
+        value = torch.cat([cosine, sine], -1)
+        if time.tangent is None:
+            return Dual(value)
+        speed = time.tangent.to(torch.float64)[:, None] * frequencies
+        return Dual(value, torch.cat([-sine * speed, cosine * speed], -1))
+
+    def forward(self, time: Dual) -> Dual:
+        """(B,) to (B, C)."""
+        with torch.autocast(time.value.device.type, enabled=False):
+            features = dual.linear_map(lambda x: x.to(self.expand.weight.dtype), self.features(time))
+            return self.project(dual.silu(self.expand(features)))  # type: ignore[no-any-return]
+
+
+class Conditioning(nn.Module):
+    """c = E₁(t) + E₂(t − s) + E₃(1/w) + label embedding, shape (B, C) (TVM §4, appendix B).
+
+    Args:
+        hidden_size: C.
+        class_count: number of classes K; the table has one more row, the last, for the dropped label.
+            0: no table.
+        frequency_count: of each time embedding.
+        guidance_embedding: without it the network does not see w.
+    """
+
+    def __init__(
+        self, hidden_size: int, class_count: int, frequency_count: int, *, guidance_embedding: bool = True
+    ) -> None:
+        super().__init__()
+        self.class_count = class_count
+        self.time = TimeEmbedding(hidden_size, frequency_count)
+        self.duration = TimeEmbedding(hidden_size, frequency_count)
+        self.guidance = TimeEmbedding(hidden_size, frequency_count) if guidance_embedding else None
+        self.label = nn.Embedding(class_count + 1, hidden_size) if class_count else None
+
+    def forward(self, t: Dual, s: Dual, labels: Tensor | None, guidance_weight: Tensor | None) -> Dual:
+        """t, s, guidance_weight (B,), labels int64 (B,) in 0 … K; None means dropped, or w = 1, for all."""
+        condition = dual.add(self.time(t), self.duration(dual.subtract(t, s)))
+        if self.guidance is not None:
+            weight = torch.ones_like(t.value) if guidance_weight is None else guidance_weight
+            condition = dual.add(condition, self.guidance(Dual(weight.reciprocal())))
+        if self.label is not None:
+            if labels is None:
+                labels = torch.full(t.value.shape, self.class_count, device=t.value.device)
+            condition = dual.add(condition, Dual(self.label(labels)))
+        return condition
+
+
+class Modulation(nn.Module):
+    """`count` modulation vectors from a condition: Linear(SiLU(c)), each through a parameter-free RMSNorm.
+
+    The norm bounds every vector by √C whatever the weights (TVM §4); it is switchable for the ablation.
+    """
+
+    def __init__(self, hidden_size: int, count: int, *, normalized: bool) -> None:
+        super().__init__()
+        self.count = count
+        self.normalized = normalized
+        self.project = Linear(hidden_size, count * hidden_size)
+
+    def forward(self, activated: Dual) -> tuple[Dual, ...]:
+        """SiLU(c) of shape (B, C) to `count` Duals of shape (B, 1, C)."""
+        vectors = dual.linear_map(lambda x: x.unflatten(-1, (self.count, 1, -1)), self.project(activated))
+        if self.normalized:
+            vectors = dual.rms_norm(vectors)
+        values = vectors.value.unbind(1)
+        tangents = [None] * self.count if vectors.tangent is None else vectors.tangent.unbind(1)
+        return tuple(Dual(value, tangent) for value, tangent in zip(values, tangents, strict=True))
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm over the head width with a learnable scale of shape (D,)."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self, x: Dual) -> Dual:
+        dtype = x.value.dtype  # q and k go back to their own precision: attention wants one for all three
+        return dual.linear_map(lambda y: (y * self.weight).to(dtype), dual.rms_norm(x))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on (B, N, C), with RMS-normalised queries and keys (TVM §4)."""
+
+    def __init__(self, hidden_size: int, heads: int, *, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.query_norm = HeadNorm(hidden_size // heads) if qk_norm else None
+        self.key_norm = HeadNorm(hidden_size // heads) if qk_norm else None
+        self.project = Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Dual) -> Dual:
+        # (B, N, 3 C) → (3, B, H, N, D)
+        packed = dual.linear_map(
+            lambda y: y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4), self.qkv(x)
+        )
+        q, k, v = (dual.linear_map(lambda y, i=i: y[i], packed) for i in range(3))  # type: ignore[misc]
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        merged = dual.linear_map(lambda y: y.transpose(1, 2).flatten(2), attention(q, k, v))
+        return self.project(merged)  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Linear–GELU–Linear on (..., C), hidden width `ratio` · C."""
+
+    def __init__(self, hidden_size: int, ratio: float) -> None:
+        super().__init__()
+        self.expand = Linear(hidden_size, int(hidden_size * ratio))
+        self.project = Linear(int(hidden_size * ratio), hidden_size)
+
+    def forward(self, x: Dual) -> Dual:
+        return self.project(dual.gelu(self.expand(x)))  # type: ignore[no-any-return]

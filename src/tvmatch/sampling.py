@@ -1,0 +1,73 @@
+"""One- and few-step sampling: x ← x + f_θ(x, t, s, c, w) over a grid of times from 1 (noise) to 0 (data).
+
+Noise belongs to (seed, sample index): sample k starts from the same noise whatever the batch size or the
+number of processes.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tvmatch.errors import InputError
+from tvmatch.flow_map import FlowMap
+from tvmatch.seeds import generator
+
+
+def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """x1 ~ N(0, I) for samples `indices` of `seed`: float32 (len(indices), *shape) on the CPU."""
+    noise = torch.empty(len(indices), *shape)
+    for row, index in zip(noise, indices, strict=True):
+        row.normal_(generator=generator(seed, "noise", index))
+    return noise
+
+
+def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[float, ...]:
+    """The times of a sampler, from 1 down to 0: `times` if given, else uniform with `steps` steps.
+
+    Raises:
+        InputError: if steps < 1, if `times` is not strictly decreasing from 1 to 0, or if they are not the
+            times of `steps` steps (where that is not the default).
+    """
+    if times is None:
+        if steps < 1:
+            raise InputError(f"steps: must be at least 1, got {steps}")
+        return (*tuple(1 - i / steps for i in range(steps)), 0.0)
+    grid = tuple(float(time) for time in times)
+    decreasing = all(later < earlier for earlier, later in itertools.pairwise(grid))
+    if len(grid) < 2 or grid[0] != 1 or grid[-1] != 0 or not decreasing:
+        raise InputError(f"times: must decrease strictly from 1 to 0, got {list(grid)}")
+    if steps not in (1, len(grid) - 1):
+        raise InputError(f"times: {len(grid)} times make {len(grid) - 1} steps, but steps is {steps}")
+    return grid
+
+
+@torch.no_grad()
+def sample_trajectory(
+    flow_map: FlowMap,
+    noise: Tensor,
+    times: Sequence[float],
+    *,
+    labels: Tensor | None = None,
+    guidance_weight: float | None = None,
+) -> Tensor:
+    """All states of a sampler, from the noise to the sample, in the network's units.
+
+    Args:
+        flow_map: the model.
+        noise: (B, ...) at time 1; the state keeps its precision.
+        times: decreasing from 1 to 0; one network evaluation for each interval (see `time_grid`).
+        labels: int64 (B,), the class count for the dropped label; None drops all.
+        guidance_weight: w for all samples; None means 1.
+
+    Returns:
+        (len(times), B, ...).
+    """
+    weight = None if guidance_weight is None else noise.new_full((len(noise),), guidance_weight)
+    states = [noise]
+    for t, s in itertools.pairwise(times):
+        x = states[-1]
+        start, end = x.new_full((len(x),), t), x.new_full((len(x),), s)
+        states.append(x + flow_map.displacement(x, start, end, labels, weight))
+    return torch.stack(states)

@@ -1,0 +1,284 @@
+"""A trained generator: evaluation weights with all that is needed to use them, on disk and in memory.
+
+On disk it is a folder with `model.json` (architecture, data, guidance, provenance) and
+`model.safetensors` (weights). Loading executes nothing.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+from tvmatch.flow_map import FlowMap
+from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
+from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
+
+FORMAT = "tvmatch-model-1"
+Guidance = float | tuple[float, float]
+NetworkConfig = DiTConfig | MLPConfig
+
+
+def build_network(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
+    """The network of a configuration for data of shape and classes `spec`."""
+    if isinstance(config, DiTConfig):
+        return DiT(config, spec.shape, spec.class_count)
+    return MLP(config, spec.shape, spec.class_count)
+
+
+@dataclass
+class TrainedModel:
+    """A generator ready to sample.
+
+    Attributes:
+        network: F_θ with evaluation weights, called as in `tvmatch.flow_map.Network`.
+        spec: what it generates.
+        scaled: the parameterisation it was trained with.
+        guidance: the guidance weight w it was trained at, or the range (low, high) of them.
+        step: optimiser steps it was trained for.
+        provenance: how it came about (recipe, versions, …), for people and reports.
+    """
+
+    network: nn.Module
+    spec: DataSpec
+    scaled: bool
+    guidance: Guidance
+    step: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> "TrainedModel":
+        """Move the network to `device`, in place."""
+        self.network.to(device)
+        return self
+
+    def sample(
+        self,
+        labels: int | str | Sequence[int | str] | None = None,
+        *,
+        count: int | None = None,
+        steps: int = 1,
+        times: Sequence[float] | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Draw samples; sample k depends on (seed, k), its label, the times and the guidance alone.
+
+        Args:
+            labels: a class (number or name) or one a sample; None goes through the classes in turn.
+            count: number of samples; by default that of the labels, one a class, or 16 without classes.
+            steps: network evaluations a sample, on a uniform grid of times.
+            times: another grid, decreasing from 1 to 0.
+            guidance: weight w; only within the range the model was trained for. By default its one
+                constant, or the highest of its range.
+            seed: of the noise.
+            batch_size: samples at a time; it changes images by rounding only (about 1e-5).
+
+        Returns:
+            CPU float32: images (n, C, H, W) clipped to [0, 1], or points (n, 2).
+
+        Raises:
+            InputError: for a label, number of steps, grid, guidance, count or batch size out of range.
+        """
+        grid = time_grid(steps, times)
+        batches = [states[-1] for states in self._batches(labels, count, grid, guidance, seed, batch_size)]
+        return self._to_data(torch.cat(batches))
+
+    def trajectory(
+        self,
+        labels: int | str | Sequence[int | str] | None = None,
+        *,
+        count: int | None = None,
+        steps: int = 1,
+        times: Sequence[float] | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """All states from noise to sample, (number of times, n, ...); arguments as for `sample`."""
+        grid = time_grid(steps, times)
+        batches = list(self._batches(labels, count, grid, guidance, seed, batch_size))
+        return torch.stack([self._to_data(states) for states in torch.cat(batches, 1)])
+
+    def _batches(
+        self,
+        labels: int | str | Sequence[int | str] | None,
+        count: int | None,
+        grid: tuple[float, ...],
+        guidance: float | None,
+        seed: int,
+        batch_size: int,
+    ) -> Iterator[Tensor]:
+        """Trajectories of consecutive batches, in the network's units on the CPU."""
+        if batch_size < 1:
+            raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise InputError(f"seed: must not be negative, got {seed}")
+        classes, count = self._classes(labels, count)
+        weight = self._guidance_weight(guidance)
+        flow_map = FlowMap(self.network, self.scaled)
+        for start in range(0, count, batch_size):
+            indices = range(start, min(start + batch_size, count))
+            noise = sample_noise(seed, indices, self.spec.shape).to(self.device)
+            batch_labels = None if classes is None else classes[indices.start : indices.stop].to(self.device)
+            yield sample_trajectory(flow_map, noise, grid, labels=batch_labels, guidance_weight=weight).cpu()
+
+    def _classes(
+        self, labels: int | str | Sequence[int | str] | None, count: int | None
+    ) -> tuple[Tensor | None, int]:
+        """One class number a sample, or None for a model without classes, and the number of samples."""
+        if count is not None and count < 1:
+            raise InputError(f"count: must be at least 1, got {count}")
+        if labels is None:
+            if self.spec.class_names is None:
+                return None, 16 if count is None else count
+            count = self.spec.class_count if count is None else count
+            return torch.arange(count) % self.spec.class_count, count
+        if isinstance(labels, int | str):
+            labels = [labels] * (1 if count is None else count)
+        classes = self.spec.label_indices(list(labels))
+        if len(classes) == 0:
+            raise InputError("labels: the list is empty")
+        if count is not None and count != len(classes):
+            raise InputError(f"count: {count} samples for {len(classes)} labels")
+        return classes, len(classes)
+
+    def _guidance_weight(self, guidance: float | None) -> float:
+        if isinstance(self.guidance, tuple):
+            low, high = self.guidance
+            weight = high if guidance is None else guidance
+            if not low <= weight <= high:
+                raise InputError(f"guidance: trained for {low:g} to {high:g}, got {guidance}")
+            return weight
+        if guidance is not None and not math.isclose(guidance, self.guidance):
+            raise InputError(
+                f"guidance: this model was trained at the one weight {self.guidance:g}, got {guidance:g}"
+            )
+        return self.guidance
+
+    def _to_data(self, values: Tensor) -> Tensor:
+        data = self.spec.denormalize(values.float())
+        return data.clamp(0, 1) if self.spec.kind == "image" else data
+
+    def save(self, folder: Path) -> None:
+        """Write `model.json` and `model.safetensors` into an existing folder."""
+        if not isinstance(self.network, DiT | MLP):
+            raise TypeError(f"network: cannot describe a {type(self.network).__name__} in a file")
+        kind = "dit" if isinstance(self.network, DiT) else "mlp"
+        description = {
+            "format": FORMAT,
+            "network": {"kind": kind, **asdict(self.network.config)},
+            "data": asdict(self.spec),
+            "scaled": self.scaled,
+            "guidance": self.guidance,
+            "step": self.step,
+            "provenance": self.provenance,
+        }
+        save_file(dict(self.network.state_dict()), folder / "model.safetensors")
+        (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a trained model with its evaluation weights.
+
+    Args:
+        path: a run folder (its newest checkpoint) or one checkpoint folder.
+        device: where to put the network.
+
+    Raises:
+        InputError: if the path holds no checkpoint of ours, or a truncated or mismatched one.
+    """
+    folder = find_checkpoint(Path(path))
+    description = read_json(folder / "model.json", FORMAT)
+    try:
+        kinds: dict[str, type[DiTConfig] | type[MLPConfig]] = {"dit": DiTConfig, "mlp": MLPConfig}
+        config = kinds[description["network"].pop("kind")](**description["network"])
+        data: dict[str, Any] = {name: _tuple(x) for name, x in description["data"].items()}
+        spec = DataSpec(**data)
+        guidance = description["guidance"]
+        model = TrainedModel(
+            network=build_network(config, spec),
+            spec=spec,
+            scaled=bool(description["scaled"]),
+            guidance=_tuple(guidance),
+            step=int(description["step"]),
+            provenance=description["provenance"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{folder / 'model.json'}: not a model description of this version ({error})"
+        ) from None
+    load_tensors(model.network, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    model.network.requires_grad_(False).eval()
+    return model.to(device)
+
+
+def _tuple(x: Any) -> Any:
+    """JSON has lists where we have tuples."""
+    return tuple(x) if isinstance(x, list) else x
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder at `path`: itself, or the newest of a run folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if (path / "model.json").is_file():
+        return path
+    found = sorted(path.glob("checkpoints/step_*/model.json"))
+    if found:
+        return found[-1].parent
+    if path.exists():
+        raise InputError(f"{path}: no checkpoint here (a folder with model.json, or a run folder)")
+    raise InputError(f"{path}: no such file or folder")
+
+
+def read_json(path: Path, expected_format: str) -> dict[str, Any]:
+    """A JSON object whose `format` is as expected; an InputError otherwise."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != expected_format:
+        raise InputError(f"{path}: its format is not {expected_format}")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy tensors into a module, every one and nothing else; an InputError names what does not fit."""
+    expected = module.state_dict()
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise InputError(f"{source}: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the network {tuple(expected[name].shape)}"
+            )
+    module.load_state_dict(tensors, strict=True)
