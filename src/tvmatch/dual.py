@@ -8,12 +8,14 @@ For a map y = f(x) the rule is ẏ = (∂f/∂x) ẋ. In the objective the direc
 a tangent is d value / d s (DESIGN: TVM, arXiv 2511.19797, section 4).
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Dual(NamedTuple):
@@ -21,7 +23,7 @@ class Dual(NamedTuple):
 
     Attributes:
         value: any floating-point tensor.
-        tangent: of the value's shape, or None for exactly zero.
+        tangent: of the value's shape and precision, or None for exactly zero.
     """
 
     value: Tensor
@@ -50,7 +52,7 @@ def add(x: Dual, y: Dual) -> Dual:
     value = x.value + y.value
     if x.tangent is None or y.tangent is None:
         tangent = y.tangent if x.tangent is None else x.tangent
-        return Dual(value, None if tangent is None else tangent.expand_as(value))
+        return Dual(value, None if tangent is None else tangent.expand_as(value).to(value.dtype))
     return Dual(value, x.tangent + y.tangent)
 
 
@@ -85,7 +87,8 @@ def linear(x: Dual, weight: Tensor, bias: Tensor | None = None) -> Dual:
     if x.tangent is None:
         return Dual(F.linear(x.value, weight, bias))
     value, tangent = F.linear(torch.stack([x.value, x.tangent]), weight).unbind()
-    return Dual(value if bias is None else value + bias, tangent)
+    # Under autocast the product is in half precision, and so is the sum when `F.linear` adds the bias.
+    return Dual(value if bias is None else value + bias.to(value.dtype), tangent)
 
 
 def silu(x: Dual) -> Dual:
@@ -99,19 +102,46 @@ def _silu_product(tangent: Tensor, x: Tensor) -> Tensor:
 
 
 def gelu(x: Dual) -> Dual:
-    """½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), the tanh form of GELU."""
-    return pointwise(_gelu, _gelu_product, x)
+    """x σ(z) with z = 2 √(2/π) (x + 0.044715 x³): the tanh form of GELU."""
+    if x.tangent is None:
+        return Dual(F.gelu(x.value, approximate="tanh"))
+    value, tangent, *_ = _GELU.apply(x.value, x.tangent)  # type: ignore[no-untyped-call]
+    return Dual(value, tangent)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+class _GELU(torch.autograd.Function):
+    """Value and tangent of `gelu` with a backward in two saved tensors, g′ and g″ ẋ.
 
+    The same mathematics left to autograd, through the double backward of PyTorch's GELU, took a third of a
+    training step on a CPU. With q = σ (1 − σ): g′ = σ + x q z′, g″ = q [2 z′ + x z″ + x (1 − 2 σ) z′²].
+    """
 
-def _gelu_product(tangent: Tensor, x: Tensor) -> Tensor:
-    # A diagonal Jacobian is symmetric: the backward operator, which autograd differentiates again, is the
-    # tangent rule too, in one fused kernel.
-    product: Tensor = torch.ops.aten.gelu_backward(tangent, x, approximate="tanh")
-    return product
+    @staticmethod
+    def forward(x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        linear, cubic = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+        square = x * x
+        sigmoid = torch.sigmoid(x * (cubic * square + linear))
+        value = x * sigmoid
+        slope = 3 * cubic * square + linear  # z'; x z'' is 6 cubic x²
+        spread = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
+        spread_slope = spread * slope
+        first = torch.addcmul(sigmoid, x, spread_slope)
+        second = torch.addcmul(spread_slope.new_tensor(2.0), x - 2 * value, slope) * spread_slope
+        second = torch.addcmul(second, spread, square, value=6 * cubic)
+        return value, first * tangent, first, second * tangent
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, _, first, second_tangent = output
+        ctx.mark_non_differentiable(first, second_tangent)
+        ctx.save_for_backward(first, second_tangent)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        first, second_tangent = ctx.saved_tensors
+        value, tangent = gradients[:2]
+        return torch.addcmul(first * value, second_tangent, tangent), first * tangent
 
 
 def rms_norm(x: Dual, epsilon: float = 1e-6) -> Dual:

@@ -109,12 +109,18 @@ class FlowMap:
         Args:
             detach_jvp: take ∂_s F_θ as a constant in reverse mode (faster, biased). Others: `displacement`.
         """
-        output = self.network(x, t, Dual(s, torch.ones_like(s)), labels, guidance_weight)
+        # Detached, the pass with the tangent leaves no graph, and the value has a plain one of half the size.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_jvp):
+            output = self.network(x, t, Dual(s, torch.ones_like(s)), labels, guidance_weight)
         assert isinstance(output, Dual)
-        assert output.tangent is not None
-        tangent = output.tangent.detach() if detach_jvp else output.tangent
+        value, tangent = output
+        assert tangent is not None
+        if detach_jvp:
+            plain = self.network(x, t, s, labels, guidance_weight)
+            assert isinstance(plain, Tensor)
+            value = plain
         duration = per_sample(s - t, x)
         return TerminalVelocity(
-            displacement=duration * self._scale(output.value, guidance_weight),
-            terminal_velocity=self._scale(output.value + duration * tangent, guidance_weight),
+            displacement=duration * self._scale(value, guidance_weight),
+            terminal_velocity=self._scale(value + duration * tangent, guidance_weight),
         )

@@ -6,6 +6,7 @@ batch size or another number of processes sees the same numbers, and no generato
 be saved.
 """
 
+import operator
 import zlib
 
 import numpy as np
@@ -22,11 +23,13 @@ def fold(seed: int, *path: int | str) -> int:
     Raises:
         ValueError: if `seed` or a number of the path is negative.
     """
-    words = [seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in path)]
+    parts = (zlib.crc32(part.encode()) if isinstance(part, str) else operator.index(part) for part in path)
+    words = [operator.index(seed), *parts]
     if min(words) < 0:
         raise ValueError(f"seed and path must be non-negative integers, got {(seed, *path)}")
-    # NumPy hashes the entropy's 32-bit words; the lengths keep (1, 2) and (1 + 2 * 2**32,) apart.
-    lengths = [word.bit_length() for word in words]
+    # NumPy hashes the entropy's 32-bit words, padded with zeros; the lengths keep (1, 2), (1, 2, 0) and
+    # (1 + 2 * 2**32,) apart.
+    lengths = [word.bit_length() + 1 for word in words]
     state = np.random.SeedSequence([*words, *lengths]).generate_state(1, np.uint64)
     return int(state[0]) >> 1
 

@@ -173,12 +173,16 @@ class TrainedModel:
         data = self.spec.denormalize(values.float())
         return data.clamp(0, 1) if self.spec.kind == "image" else data
 
-    def save(self, folder: Path) -> None:
-        """Write `model.json` and `model.safetensors` into an existing folder."""
+    def describe(self) -> dict[str, Any]:
+        """What `model.json` says of the model, as plain values.
+
+        Raises:
+            TypeError: if the network is neither a DiT nor an MLP.
+        """
         if not isinstance(self.network, DiT | MLP):
             raise TypeError(f"network: cannot describe a {type(self.network).__name__} in a file")
         kind = "dit" if isinstance(self.network, DiT) else "mlp"
-        description = {
+        return {
             "format": FORMAT,
             "network": {"kind": kind, **asdict(self.network.config)},
             "data": asdict(self.spec),
@@ -187,8 +191,16 @@ class TrainedModel:
             "step": self.step,
             "provenance": self.provenance,
         }
+
+    def save(self, folder: Path) -> None:
+        """Write `model.json` and `model.safetensors` into an existing folder.
+
+        Raises:
+            TypeError: if the network is neither a DiT nor an MLP, or the provenance is not JSON.
+        """
+        text = json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n"
         save_file(dict(self.network.state_dict()), folder / "model.safetensors")
-        (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+        (folder / "model.json").write_text(text, encoding="utf-8")
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
@@ -208,12 +220,11 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         config = kinds[description["network"].pop("kind")](**description["network"])
         data: dict[str, Any] = {name: _tuple(x) for name, x in description["data"].items()}
         spec = DataSpec(**data)
-        guidance = description["guidance"]
         model = TrainedModel(
             network=build_network(config, spec),
             spec=spec,
             scaled=bool(description["scaled"]),
-            guidance=_tuple(guidance),
+            guidance=_guidance(description["guidance"]),
             step=int(description["step"]),
             provenance=description["provenance"],
         )
@@ -224,6 +235,14 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     load_tensors(model.network, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     model.network.requires_grad_(False).eval()
     return model.to(device)
+
+
+def _guidance(numbers: Any) -> Guidance:
+    """One weight, or a pair of them; JSON may hold anything."""
+    if isinstance(numbers, list):
+        low, high = (float(number) for number in numbers)
+        return low, high
+    return float(numbers)
 
 
 def _tuple(x: Any) -> Any:
@@ -239,9 +258,12 @@ def find_checkpoint(path: Path) -> Path:
     """
     if (path / "model.json").is_file():
         return path
-    found = sorted(path.glob("checkpoints/step_*/model.json"))
+    # Only finished ones, by number: step_900 comes before step_1000, and a folder still being written has
+    # another name.
+    found = [file.parent for file in path.glob("checkpoints/step_*/model.json")]
+    found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
     if found:
-        return found[-1].parent
+        return max(found, key=lambda folder: int(folder.name.removeprefix("step_")))
     if path.exists():
         raise InputError(f"{path}: no checkpoint here (a folder with model.json, or a run folder)")
     raise InputError(f"{path}: no such file or folder")
@@ -250,7 +272,7 @@ def find_checkpoint(path: Path) -> Path:
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:
     """A JSON object whose `format` is as expected; an InputError otherwise."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except (OSError, ValueError) as error:
@@ -277,8 +299,10 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) ->
     if missing or extra:
         raise InputError(f"{source}: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
+        own = expected[name]
+        if tensor.shape != own.shape or tensor.dtype != own.dtype:
             raise InputError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, the network {tuple(expected[name].shape)}"
+                f"{source}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"the network's is {own.dtype} of shape {tuple(own.shape)}"
             )
     module.load_state_dict(tensors, strict=True)

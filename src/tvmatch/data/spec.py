@@ -1,5 +1,7 @@
 """What a data set holds: the one description that training, sampling and checkpoints share."""
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,8 +41,12 @@ class DataSpec:
                 f"mean and std must have one number for each of {self.shape[0]} channels, "
                 f"got {len(self.mean)} and {len(self.std)}"
             )
-        if min(self.std) <= 0:
-            raise InputError(f"std must be positive, got {self.std}")
+        if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise InputError(f"mean must be finite and std positive, got {self.mean} and {self.std}")
+        if self.class_names is not None and (
+            not self.class_names or len(set(self.class_names)) < self.class_count
+        ):
+            raise InputError(f"class names must be distinct and not empty, got {self.class_names}")
 
     @property
     def class_count(self) -> int:
@@ -71,14 +77,16 @@ class DataSpec:
         return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64)
 
     def _label_index(self, label: int | str) -> int:
+        """The class that a name or a number means; digits are a number if no class is called so."""
         assert self.class_names is not None
-        if isinstance(label, str):
-            if label in self.class_names:
-                return self.class_names.index(label)
-            if not label.lstrip("-").isdigit():
-                shown = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
-                raise InputError(f"labels: no class is named {label!r}; the classes are {shown}")
-        index = int(label)
+        if isinstance(label, str) and label in self.class_names:
+            return self.class_names.index(label)
+        try:
+            # Not int(label), which would take 1.5 for 1.
+            index = int(label) if isinstance(label, str) else operator.index(label)
+        except (TypeError, ValueError) as error:
+            shown = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
+            raise InputError(f"labels: no class is named {label!r}; the classes are {shown}") from error
         if not 0 <= index < len(self.class_names):
             raise InputError(f"labels: {index} is outside 0 … {len(self.class_names) - 1}")
         return index

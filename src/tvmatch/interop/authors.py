@@ -96,14 +96,18 @@ def _architecture(
         side = math.isqrt(theirs["pos_embed"].shape[-2]) * patch_size
         mlp_size = theirs["blocks.0.mlp.fc1.weight"].shape[0]
         frequencies = theirs["t_embedder.mlp.0.weight"].shape[1] // 2
+        depth = 1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("blocks."))
     except KeyError as missing:
         raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
-    except ValueError:
-        raise InputError("state_dict: x_embedder.proj.weight must have shape (C, channels, p, p)") from None
+    except (ValueError, IndexError):
+        raise InputError(
+            "state_dict: not the names and shapes of a DiT: x_embedder.proj.weight (C, channels, p, p), "
+            "pos_embed (1, N, C), blocks.0.mlp.fc1.weight (hidden, C), …"
+        ) from None
     table = theirs.get("y_embedder.embedding_table.weight")
     config = DiTConfig(
         hidden_size=hidden_size,
-        depth=1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("blocks.")),
+        depth=depth,
         heads=heads,
         patch_size=patch_size,
         mlp_ratio=mlp_size / hidden_size,

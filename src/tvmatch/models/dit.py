@@ -3,6 +3,7 @@
 Shapes: B batch, N tokens, C hidden size, (channels, height, width) of an image, p patch size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -53,6 +54,9 @@ class DiTConfig:
         spectral_init: linear weights of largest singular value 1; false: DiT's Xavier-uniform.
         time_embedding_init: spectral like the other weights, or normal, N(0, 0.02²).
         guidance_embedding: condition the network on 1/w.
+
+    Raises:
+        InputError: for a ratio or number of frequencies that is not positive, or an unknown initialisation.
     """
 
     preset: str | None = None
@@ -68,6 +72,16 @@ class DiTConfig:
     spectral_init: bool = True
     time_embedding_init: Literal["spectral", "normal"] = "spectral"
     guidance_embedding: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mlp_ratio < math.inf:
+            raise InputError(f"network.mlp_ratio: must be positive and finite, got {self.mlp_ratio}")
+        if self.time_frequencies < 1:
+            raise InputError(f"network.time_frequencies: must be at least 1, got {self.time_frequencies}")
+        if self.time_embedding_init not in ("spectral", "normal"):
+            raise InputError(
+                f"network.time_embedding_init: must be spectral or normal, got {self.time_embedding_init!r}"
+            )
 
     def size(self) -> DiTSize:
         """The sizes, from the preset and what overrides it.
@@ -94,11 +108,6 @@ class DiTConfig:
             )
         if size.hidden_size % 4:
             raise InputError(f"network.hidden_size: must be a multiple of 4, got {size.hidden_size}")
-        if self.mlp_ratio <= 0 or self.time_frequencies < 1:
-            raise InputError(
-                "network.mlp_ratio and network.time_frequencies must be positive, "
-                f"got {self.mlp_ratio} and {self.time_frequencies}"
-            )
         return size
 
 
@@ -151,6 +160,10 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, shape: tuple[int, ...], class_count: int = 0) -> None:
         super().__init__()
         size = config.size()
+        if len(shape) != 3:
+            raise InputError(
+                f"network: a DiT takes images (channels, height, width), got data of shape {tuple(shape)}"
+            )
         channels, height, width = shape
         if height % size.patch_size or width % size.patch_size:
             raise InputError(
@@ -183,6 +196,8 @@ class DiT(nn.Module):
         zeroed = [module.project for module in self.modules() if isinstance(module, Modulation)]
         for layer in [*zeroed, self.head]:
             nn.init.zeros_(layer.weight)
+        # Memory that a network from the meta device was given holds no positions yet.
+        self.positions.copy_(position_table(*self.grid, self.positions.shape[-1]))
 
     def forward(
         self,
@@ -203,6 +218,9 @@ class DiT(nn.Module):
 
         Returns:
             Of x's shape and dtype; a `Dual` if x, t or s is one.
+
+        Raises:
+            ValueError: if x is not of the network's shape, or labels are given to a network without classes.
         """
         has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
         x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tvmatch.models.layers import TimeEmbedding
+from tvmatch.models.layers import HeadNorm, TimeEmbedding
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def spectral_(weight: torch.Tensor) -> None:
 
 
 def initialize(network: nn.Module, *, spectral: bool, time_embedding_std: float | None) -> None:
-    """Start every linear layer and embedding of `network`; the network then zeroes what must start at zero.
+    """Start every layer of `network`; the network then zeroes what must start at zero.
 
     Args:
         spectral: linear weights by `spectral_`, else Xavier-uniform as in DiT. Biases are zero.
@@ -35,6 +35,8 @@ def initialize(network: nn.Module, *, spectral: bool, time_embedding_std: float 
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, HeadNorm):
+            nn.init.ones_(module.weight)
     if time_embedding_std is not None:
         for module in network.modules():
             if isinstance(module, TimeEmbedding):

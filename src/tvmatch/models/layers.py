@@ -78,7 +78,13 @@ class Conditioning(nn.Module):
         self.label = nn.Embedding(class_count + 1, hidden_size) if class_count else None
 
     def forward(self, t: Dual, s: Dual, labels: Tensor | None, guidance_weight: Tensor | None) -> Dual:
-        """t, s, guidance_weight (B,), labels int64 (B,) in 0 … K; None means dropped, or w = 1, for all."""
+        """t, s, guidance_weight (B,), labels int64 (B,) in 0 … K; None means dropped, or w = 1, for all.
+
+        Raises:
+            ValueError: if labels are given and there are no classes.
+        """
+        if labels is not None and self.label is None:
+            raise ValueError("labels: the network was built without classes")
         condition = dual.add(self.time(t), self.duration(dual.subtract(t, s)))
         if self.guidance is not None:
             weight = torch.ones_like(t.value) if guidance_weight is None else guidance_weight
@@ -152,8 +158,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, ratio: float) -> None:
         super().__init__()
-        self.expand = Linear(hidden_size, int(hidden_size * ratio))
-        self.project = Linear(int(hidden_size * ratio), hidden_size)
+        width = max(1, round(hidden_size * ratio))
+        self.expand = Linear(hidden_size, width)
+        self.project = Linear(width, hidden_size)
 
     def forward(self, x: Dual) -> Dual:
         return self.project(dual.gelu(self.expand(x)))  # type: ignore[no-any-return]

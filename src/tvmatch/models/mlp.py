@@ -22,6 +22,9 @@ class MLPConfig:
         hidden_size: C.
         depth: number of residual blocks.
         time_frequencies: sinusoid pairs of each time embedding.
+
+    Raises:
+        InputError: if one of them is less than 1.
     """
 
     hidden_size: int = 256
@@ -50,10 +53,16 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """F_θ(x, t, s, c, w) for points of shape (d,); arguments as for `DiT`."""
+    """F_θ(x, t, s, c, w) for points of shape (d,); arguments as for `DiT`.
+
+    Raises:
+        InputError: if the data are not vectors.
+    """
 
     def __init__(self, config: MLPConfig, shape: tuple[int, ...], class_count: int = 0) -> None:
         super().__init__()
+        if len(shape) != 1:
+            raise InputError(f"network: an MLP takes points of shape (d,), got data of shape {tuple(shape)}")
         (dimension,) = shape
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
         self.conditioning = Conditioning(config.hidden_size, class_count, config.time_frequencies)
@@ -74,6 +83,8 @@ class MLP(nn.Module):
         """F of shape (B, d), a `Dual` if x, t or s is one; see `DiT.forward`."""
         has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
         x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)
+        if x.value.shape[1:] != self.shape:
+            raise ValueError(f"x has shape {tuple(x.value.shape)}, the network takes (B, {self.shape[0]})")
         activated = dual.silu(self.conditioning(t, s, labels, guidance_weight))
         hidden = self.embed(dual.linear_map(lambda y: y.unsqueeze(1), x))
         for block in self.blocks:

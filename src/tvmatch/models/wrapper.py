@@ -47,14 +47,15 @@ class JVPNetwork(nn.Module):
         given = {"labels": labels, "guidance_weight": guidance_weight}
         extras: dict[str, Any] = {name: given[name] for name in self.accepted}
         arguments = [as_dual(argument) for argument in (x, t, s)]
-        values = tuple(argument.value for argument in arguments)
+        # torch.func.jvp refuses tensors that share memory with themselves, such as an expanded time.
+        values = tuple(argument.value.contiguous() for argument in arguments)
         if all(argument.tangent is None for argument in arguments):
             output = self.module(*values, **extras)
             has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
             return Dual(output) if has_dual else output
         tangents = tuple(
-            torch.zeros_like(argument.value) if argument.tangent is None else argument.tangent
-            for argument in arguments
+            torch.zeros_like(value) if argument.tangent is None else argument.tangent.contiguous()
+            for value, argument in zip(values, arguments, strict=True)
         )
         result = torch.func.jvp(lambda *inputs: self.module(*inputs, **extras), values, tangents)
         return Dual(result[0], result[1])

@@ -1,0 +1,72 @@
+"""The command line: `tvmatch train`, `sample`, `evaluate`, `recipes`, `info`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from tvmatch import __version__
+from tvmatch.errors import InputError
+
+COMMANDS = {
+    "train": "train a recipe, draw what it made, and measure it",
+    "sample": "draw samples from a checkpoint: a PNG grid, a folder of PNGs, or an .npz file",
+    "evaluate": "measure a checkpoint against real data",
+    "recipes": "list the recipes, or print one",
+    "info": "what a checkpoint holds",
+}
+
+HELP = f"""\
+usage: tvmatch COMMAND ...
+
+One-step generative models by Terminal Velocity Matching (arXiv 2511.19797).
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+
+options:
+  --version   print the version
+  -h, --help  print this help; `tvmatch COMMAND --help` tells more
+
+examples:
+  tvmatch train digits                          two minutes on a CPU; writes runs/digits
+  tvmatch train checkerboard --out runs/board   points in the plane
+  tvmatch train image_folder --data.path photos --data.resolution 32 --network.preset S/2
+  tvmatch train --resume runs/digits            continue an interrupted run
+  tvmatch sample runs/digits --labels 3,8 --count 16 --steps 1,4 --out digits.png
+  tvmatch evaluate runs/digits --steps 1,2,4
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for a mistake in what was given, 1 for a broken run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in ("--version", "-V"):
+        print(f"tvmatch {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in COMMANDS:
+            raise InputError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
+        return _run(arguments[0], arguments[1:])
+    except InputError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    module = import_module(f"tvmatch.cli.{command}")  # each command imports only what it needs
+    run: Callable[[list[str]], int] = module.run
+    return run(arguments)
+
+
+def _fail(message: str, code: int) -> int:
+    print("tvmatch: error: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,45 @@
+"""`tvmatch info`: what a checkpoint holds."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tvmatch.trained_model import Guidance, find_checkpoint, load
+from tvmatch.training.recipes import OneLineParser
+
+
+def run(arguments: list[str]) -> int:
+    """Print the facts of a checkpoint."""
+    parser = OneLineParser(prog="tvmatch info", description="What a checkpoint holds.")
+    parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
+    folder = find_checkpoint(Path(parser.parse_args(arguments).checkpoint))
+    model = load(folder)
+    spec = model.spec
+    facts = {
+        "checkpoint": folder,
+        "network": type(model.network).__name__,
+        "parameters": f"{sum(parameter.numel() for parameter in model.network.parameters()):,}",
+        "generates": f"{spec.kind}, shape {'×'.join(map(str, spec.shape))}",
+        "classes": "none" if spec.class_names is None else _shortened(spec.class_names),
+        "normalisation": f"(data − {list(spec.mean)}) / {list(spec.std)}",
+        "guidance weight": _guidance(model.guidance),
+        "parameterisation": "scaled" if model.scaled else "plain",
+        "steps trained": f"{model.step:,}",
+        **{key.replace("_", " "): value for key, value in model.provenance.items() if key != "parameters"},
+        "size on disk": f"{sum(path.stat().st_size for path in folder.iterdir()) / 2**20:.1f} MiB",
+    }
+    table = Table(box=None, show_header=False)
+    for name, fact in facts.items():
+        table.add_row(name, str(fact))
+    Console().print(table)
+    return 0
+
+
+def _guidance(guidance: Guidance) -> str:
+    return f"{guidance[0]:g} to {guidance[1]:g}" if isinstance(guidance, tuple) else f"{guidance:g}"
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:12])
+    return f"{len(names)}: {shown}{', …' if len(names) > 12 else ''}"

@@ -1,0 +1,30 @@
+"""`tvmatch recipes`: the named runs that come with the package."""
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from tvmatch.training import recipe_names
+from tvmatch.training.recipes import OneLineParser, recipe_text
+
+DESCRIPTION = "List the recipes, or print one as YAML to start a configuration of one's own from."
+
+
+def run(arguments: list[str]) -> int:
+    """List or print."""
+    parser = OneLineParser(prog="tvmatch recipes", description=DESCRIPTION)
+    parser.add_argument("recipe", type=str, nargs="?", default=None, help="the one to print")
+    name = parser.parse_args(arguments).recipe
+    if name is not None:
+        print(recipe_text(name), end="")
+        return 0
+    table = Table(box=None)
+    for column in ("recipe", "what it is", "steps", "batch"):
+        table.add_column(column, justify="left" if column in ("recipe", "what it is") else "right")
+    for recipe in recipe_names():
+        text = recipe_text(recipe)
+        training = yaml.safe_load(text)["training"]
+        summary = text.splitlines()[0].lstrip("# ")
+        table.add_row(recipe, summary, f"{training['steps']:,}", str(training["batch_size"]))
+    Console().print(table)
+    return 0

@@ -1,0 +1,96 @@
+"""What every data set offers, and the order in which training sees its elements.
+
+Shapes: `B` elements of a batch, `C` channels, `H` rows, `W` columns.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+from tvmatch.seeds import generator
+
+
+class Batch(NamedTuple):
+    """Elements of a data set in data units.
+
+    Attributes:
+        values: float32 of shape (B, *spec.shape); images lie in [0, 1].
+        labels: int64 class numbers of shape (B,), or None for unconditional data.
+    """
+
+    values: Tensor
+    labels: Tensor | None
+
+
+class Dataset(Protocol):
+    """A source of batches whose every draw is a pure function of the arguments.
+
+    Training step k asks for `batch(k, size, seed)` and nothing else, so a resumed run sees the same data
+    as an uninterrupted one without any saved state, and a `DataLoader` may compute steps in any process.
+    """
+
+    @property
+    def spec(self) -> DataSpec:
+        """Shape, classes and normalisation of the elements."""
+        ...
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The `size` training elements of step `step` (0, 1, …)."""
+        ...
+
+    def take(self, count: int, seed: int) -> Batch:
+        """`count` distinct random elements, without augmentation, for evaluation.
+
+        Raises:
+            InputError: if `count` < 1, or more than there are.
+        """
+        ...
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(length, generator=generator(seed, "order", epoch))
+
+
+def epoch_indices(length: int, step: int, size: int, seed: int) -> Tensor:
+    """Which elements training step `step` uses: every element exactly once an epoch.
+
+    Sample number n = step · size + i (i = 0 … size − 1) is element number n mod length of the permutation
+    that belongs to (seed, epoch n // length). A batch may reach into the next epoch and may be larger than
+    the data set.
+
+    Returns:
+        int64 tensor of shape (size,) with values in 0 … length − 1.
+
+    Raises:
+        ValueError: if `length` or `size` is less than 1, or `step` is negative.
+    """
+    if length < 1 or size < 1 or step < 0:
+        raise ValueError(f"need length >= 1, size >= 1 and step >= 0, got {length}, {size} and {step}")
+    first, last = step * size, (step + 1) * size
+    parts = []
+    for epoch in range(first // length, (last - 1) // length + 1):
+        start = epoch * length
+        parts.append(_epoch_order(length, seed, epoch)[max(first - start, 0) : last - start])
+    return torch.cat(parts)
+
+
+def distinct_indices(length: int, count: int, seed: int) -> Tensor:
+    """`count` different element numbers, int64 of shape (count,), in random order.
+
+    Raises:
+        InputError: if `count` is not within 1 … length.
+    """
+    if not 1 <= count <= length:
+        raise InputError(f"count: {count} elements were asked for, the data set has {length}")
+    return torch.randperm(length, generator=generator(seed, "take"))[:count]
+
+
+def flip_at_random(images: Tensor, step: int, seed: int) -> Tensor:
+    """Mirror each image of (B, C, H, W) left to right with probability 1/2, drawn for (seed, step)."""
+    mirrored = torch.rand(len(images), generator=generator(seed, "flip", step)) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -1,0 +1,106 @@
+"""Distributions in the plane to draw from without end: `checkerboard`, `moons`, `gaussians`."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tvmatch.data.base import Batch
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+from tvmatch.seeds import generator
+
+DensityName = Literal["checkerboard", "moons", "gaussians"]
+
+MOON_SCALE = 4 / 3  # stretches the two unit half circles, three radii wide together, to [−2, 2]
+MOON_NOISE = 0.1
+RING_RADIUS = 1.5
+RING_STD = 0.1
+RING_MODES = 8
+
+
+def _checkerboard(count: int, random: torch.Generator) -> Tensor:
+    """Uniform on the eight unit squares of [−2, 2)² whose column and row number have an even sum."""
+    x, y = torch.rand(2, count, generator=random)
+    x = 4 * x - 2
+    upper = torch.randint(0, 2, (count,), generator=random)  # the lower or the upper square of the column
+    return torch.stack([x, y + 2 * upper - 2 + x.floor() % 2], dim=1)
+
+
+def _moons(count: int, random: torch.Generator) -> Tensor:
+    """Two interleaving half circles, one centred in the other's opening, with Gaussian noise.
+
+    The outer is (cos a, sin a) and the inner (1 − cos a, 1/2 − sin a) with a uniform on [0, π]. They are
+    moved so that (1/2, 1/4), the point about which they are symmetric, is the origin.
+    """
+    angle = math.pi * torch.rand(count, generator=random)
+    side = 1 - 2 * torch.randint(0, 2, (count,), generator=random)  # the inner is the outer turned by π
+    arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1) * side[:, None]
+    return MOON_SCALE * arc + MOON_NOISE * torch.randn(count, 2, generator=random)
+
+
+def _gaussians(count: int, random: torch.Generator) -> Tensor:
+    """Eight equally likely round Gaussians, their centres equally spaced on a circle about the origin."""
+    angle = torch.randint(0, RING_MODES, (count,), generator=random) * (2 * math.pi / RING_MODES)
+    centre = RING_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return centre + RING_STD * torch.randn(count, 2, generator=random)
+
+
+class _Density(NamedTuple):
+    draw: Callable[[int, torch.Generator], Tensor]
+    variance: tuple[float, float]  # exact, of either coordinate; every mean is 0 by symmetry
+
+
+_DENSITIES: dict[str, _Density] = {
+    # Either coordinate alone is uniform on [−2, 2]: variance 4²/12.
+    "checkerboard": _Density(_checkerboard, (4 / 3, 4 / 3)),
+    # E (cos a − 1/2)² = 3/4 and E (sin a − 1/4)² = 1/2 − (1/2)(2/π) + 1/16.
+    "moons": _Density(
+        _moons,
+        (MOON_SCALE**2 * 3 / 4 + MOON_NOISE**2, MOON_SCALE**2 * (9 / 16 - 1 / math.pi) + MOON_NOISE**2),
+    ),
+    # Half of the squared radius falls on each axis.
+    "gaussians": _Density(_gaussians, (RING_RADIUS**2 / 2 + RING_STD**2,) * 2),
+}
+
+
+class Density:
+    """A two-dimensional distribution; every batch is drawn afresh. Unconditional.
+
+    The points have mean 0 and coordinates of order one; `spec.std` holds the exact standard deviations, so
+    that the network sees unit variance.
+
+    Args:
+        name: "checkerboard" (eight unit squares of [−2, 2]²), "moons" (two noisy half circles within about
+            [−2, 2] × [−1, 1]) or "gaussians" (a ring of eight, radius 1.5, standard deviation 0.1).
+
+    Raises:
+        InputError: for another name.
+    """
+
+    def __init__(self, name: DensityName) -> None:
+        if name not in _DENSITIES:
+            raise InputError(f"name: no density is called {name!r}; there are {', '.join(_DENSITIES)}")
+        self._draw, variance = _DENSITIES[name]
+        std = tuple(math.sqrt(number) for number in variance)
+        self.spec = DataSpec(kind="points", shape=(2,), class_names=None, mean=(0.0, 0.0), std=std)
+
+    def draw(self, count: int, random: torch.Generator) -> Tensor:
+        """`count` independent points, float32 of shape (count, 2), from a CPU generator.
+
+        Raises:
+            InputError: if `count` < 1.
+        """
+        if count < 1:
+            raise InputError(f"count: must be at least 1, got {count}")
+        return self._draw(count, random)
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """`size` points that belong to (seed, step)."""
+        return Batch(self.draw(size, generator(seed, "points", step)), None)
+
+    def take(self, count: int, seed: int) -> Batch:
+        """`count` points that belong to `seed`, independent of every training batch."""
+        return Batch(self.draw(count, generator(seed, "take")), None)

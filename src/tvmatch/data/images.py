@@ -1,0 +1,287 @@
+"""Photographs and other images as a data set: decoded, cropped and resized once, then read as bytes.
+
+Shapes: `B` images of a batch, `C` channels, `H` rows, `W` columns.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from tvmatch.data.base import Batch, distinct_indices, epoch_indices, flip_at_random
+from tvmatch.data.config import ImagesData
+from tvmatch.data.image_source import RowNames, one_line, open_source
+from tvmatch.data.pixels import decode
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+
+_LOGGER = logging.getLogger(__name__)
+
+_BATCH_ROWS = 256  # images decoded and written together: 50 MB at 256×256 RGB
+_MOST_CLASSES = 100_000
+_PREPARED = datasets.Features(
+    {
+        "pixels": datasets.Value("binary"),
+        "label": datasets.Value("int64"),
+        "problem": datasets.Value("string"),
+    }
+)
+
+
+class ImageDataset:
+    """Images kept as bytes in a memory-mapped Arrow file, with their classes if asked for.
+
+    Made by `ImagesData(...).load()`. Can be pickled, so `DataLoader` workers can use it.
+
+    Args:
+        rows: column "pixels" with C · H · W bytes a row, in the order (C, H, W).
+        spec: of the images.
+        labels: int64 class numbers, shape (number of rows,), or None.
+        usable: the numbers of the rows to use, int64; the other rows hold no image.
+        horizontal_flip: mirror each training image with probability 1/2.
+
+    Attributes:
+        spec: shape, class names and normalisation (mean and std 0.5).
+        skipped: how many images could not be read and were left out.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        spec: DataSpec,
+        labels: Tensor | None,
+        usable: Tensor,
+        *,
+        horizontal_flip: bool,
+    ) -> None:
+        self.spec = spec
+        self.skipped = len(rows) - len(usable)
+        self._rows = rows
+        self._labels = labels
+        self._usable = usable
+        self._horizontal_flip = horizontal_flip
+
+    def __len__(self) -> int:
+        """Number of images, those left out not counted."""
+        return len(self._usable)
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The images of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
+        batch = self._select(epoch_indices(len(self), step, size, seed))
+        values = flip_at_random(batch.values, step, seed) if self._horizontal_flip else batch.values
+        return Batch(values, batch.labels)
+
+    def take(self, count: int, seed: int) -> Batch:
+        """`count` distinct random images, never mirrored; see `Dataset.take`."""
+        return self._select(distinct_indices(len(self), count, seed))
+
+    def _select(self, indices: Tensor) -> Batch:
+        numbers = self._usable[indices]
+        # A bytearray, because PyTorch warns of memory that it may not write to.
+        content = bytearray().join(self._rows[numbers.tolist()]["pixels"])
+        values = torch.frombuffer(content, dtype=torch.uint8).view(-1, *self.spec.shape).float().div_(255)
+        return Batch(values, None if self._labels is None else self._labels[numbers])
+
+
+def load_images(options: ImagesData) -> ImageDataset:
+    """Open the images that `options` describe; decode and resize them first if the cache lacks them.
+
+    Raises:
+        InputError: see `ImagesData.load`.
+    """
+    height, width = _checked_size(options)
+    source, row_names = open_source(options.path, options.split)
+    if len(source) == 0:
+        raise InputError(f"data.split: {options.split!r} of {options.path} holds no rows")
+    image_column = _image_column(source, options)
+    kept = [image_column]
+    class_names, class_numbers = None, None
+    if options.label_column is not None:
+        kept.append(options.label_column)
+        class_names, class_numbers = _classes(source, options.label_column)
+    preparation = _Preparation(
+        height=height,
+        width=width,
+        channels=options.channels,
+        image_column=image_column,
+        label_column=options.label_column,
+        class_numbers=class_numbers,
+        row_names=row_names,
+        skip=options.on_bad_image == "skip",
+    )
+    encoded = source.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
+    try:
+        rows = encoded.map(
+            preparation,
+            with_indices=True,
+            batched=True,
+            batch_size=_BATCH_ROWS,
+            writer_batch_size=_BATCH_ROWS,
+            remove_columns=kept,
+            features=_PREPARED,
+            num_proc=None if options.workers == 1 else min(options.workers, len(source)),
+            desc="preparing images",
+        )
+    except OSError as error:  # a full disk, or no permission to write
+        raise InputError(
+            f"the prepared images cannot be written to {datasets.config.HF_DATASETS_CACHE} "
+            f"({one_line(error)}); the environment variable HF_HOME names another folder"
+        ) from error
+    spec = DataSpec(
+        kind="image",
+        shape=(options.channels, height, width),
+        class_names=class_names,
+        mean=(0.5,) * options.channels,
+        std=(0.5,) * options.channels,
+    )
+    labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy())
+    return ImageDataset(
+        rows.select_columns("pixels"),
+        spec,
+        labels,
+        _usable_rows(rows, options.path),
+        horizontal_flip=options.horizontal_flip,
+    )
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """The function that `datasets` maps over batches of rows; its fields are part of the cache's key.
+
+    A row that cannot be read gets no pixels and says why in "problem", if `skip` is set.
+    """
+
+    height: int
+    width: int
+    channels: int
+    image_column: str
+    label_column: str | None
+    class_numbers: dict[str, int] | None  # of names, where the column holds names
+    row_names: RowNames
+    skip: bool
+    version: int = 1  # raise it when the pixels change, so that no older cache is read
+
+    def __call__(self, batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
+        pixels, problems = [], []
+        for row, image in zip(rows, batch[self.image_column], strict=True):
+            content, problem = self._pixels(image or {}, row)
+            if problem is not None and not self.skip:
+                raise InputError(f"{problem}; data.on_bad_image=skip leaves such images out")
+            pixels.append(content)
+            problems.append(problem)
+        labels: list[Any] = batch[self.label_column] if self.label_column is not None else [0] * len(rows)
+        if self.class_numbers is not None:
+            labels = [self.class_numbers[label] for label in labels]
+        return {"pixels": pixels, "label": labels, "problem": problems}
+
+    def _pixels(self, image: dict[str, Any], row: int) -> tuple[bytes | None, str | None]:
+        """The bytes of one image, or None and what is wrong with it."""
+        content: bytes | None = image.get("bytes")
+        encoded: bytes | str | None = content or image.get("path")
+        name = encoded if isinstance(encoded, str) else self.row_names(row)
+        if not encoded:
+            return None, f"{name}: there is no image"
+        try:
+            return decode(encoded, self.height, self.width, self.channels).tobytes(), None
+        except PIL.UnidentifiedImageError:  # its message is an address in memory
+            return None, f"{name}: not an image, or its start is damaged"
+        except Exception as error:  # Pillow's readers raise every kind for a broken file
+            return None, f"{name}: not a readable image ({one_line(error)})"
+
+
+def _checked_size(options: ImagesData) -> tuple[int, int]:
+    """Height and width, after a check of the options that need no look at the data."""
+    size = options.resolution
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise InputError(f"data.resolution: must be one or two numbers of at least 1 pixel, got {size}")
+    if options.channels not in (1, 3):
+        raise InputError(f"data.channels: must be 1 (grey) or 3 (RGB), got {options.channels}")
+    if options.on_bad_image not in ("error", "skip"):
+        raise InputError(f"data.on_bad_image: must be error or skip, got {options.on_bad_image!r}")
+    if options.workers < 1:
+        raise InputError(f"data.workers: must be at least 1, got {options.workers}")
+    return sizes[0], sizes[1]
+
+
+def _image_column(source: datasets.Dataset, options: ImagesData) -> str:
+    """The column named by the options, or the only one that holds images."""
+
+    def holds_images(column: str) -> bool:
+        feature = source.features[column]
+        # Parquet written without `datasets` has the same bytes and paths under no special type.
+        return isinstance(feature, datasets.Image) or (
+            isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        )
+
+    columns = ", ".join(source.column_names)
+    if options.image_column is None:
+        found: list[str] = [column for column in source.column_names if holds_images(column)]
+        if len(found) != 1:
+            raise InputError(
+                f"data.image_column: say which column of {options.path} holds the images, "
+                f"{len(found)} seem to; the columns are {columns}"
+            )
+        return found[0]
+    if options.image_column not in source.column_names:
+        raise InputError(
+            f"data.image_column: there is no column {options.image_column!r}; the columns are {columns}"
+        )
+    is_binary = source.features[options.image_column] in (
+        datasets.Value("binary"),
+        datasets.Value("large_binary"),
+    )
+    if not is_binary and not holds_images(options.image_column):
+        raise InputError(
+            f"data.image_column: {options.image_column!r} of {options.path} does not hold images"
+        )
+    return options.image_column
+
+
+def _classes(source: datasets.Dataset, column: str) -> tuple[tuple[str, ...], dict[str, int] | None]:
+    """Names of the classes in the order of their numbers, and a name's number if the column holds names."""
+    if column not in source.column_names:
+        columns = ", ".join(source.column_names)
+        raise InputError(f"data.label_column: there is no column {column!r}; the columns are {columns}")
+    feature = source.features[column]
+    kind = feature.dtype if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
+    if kind not in ("string", "large_string") and "int" not in kind:
+        raise InputError(
+            f"data.label_column: {column!r} must hold names or whole numbers, not {kind or feature}"
+        )
+    values: Sequence[Any] = source.unique(column)
+    if None in values:
+        raise InputError(f"data.label_column: {column!r} has rows without a label")
+    if "int" not in kind:
+        names = tuple(sorted(values))
+        return names, {name: number for number, name in enumerate(names)}
+    low, high = min(values), max(values)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    most = len(names) or _MOST_CLASSES
+    if low < 0 or high >= most:
+        wrong = low if low < 0 else high
+        raise InputError(f"data.label_column: {column!r} holds {wrong}, classes are numbers 0 … {most - 1}")
+    return names or tuple(str(number) for number in range(high + 1)), None
+
+
+def _usable_rows(rows: datasets.Dataset, path: str) -> Tensor:
+    """Numbers of the rows that hold an image, after telling how many do not."""
+    problems = rows.data.column("problem")
+    usable = np.flatnonzero(problems.is_null().to_numpy())
+    skipped = len(rows) - len(usable)
+    if skipped:
+        first = next(text for text in problems.to_pylist() if text is not None)
+        if len(usable) == 0:
+            raise InputError(
+                f"data.path: none of the {skipped} images of {path} can be read; the first: {first}"
+            )
+        _LOGGER.warning(
+            "data.on_bad_image: skipped %d of %d images of %s; the first: %s", skipped, len(rows), path, first
+        )
+    return torch.from_numpy(usable)

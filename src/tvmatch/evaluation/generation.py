@@ -1,0 +1,55 @@
+"""Drawing the samples that an evaluation judges, and timing it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from torch import Tensor
+
+from tvmatch.errors import InputError
+
+
+class Sampler(Protocol):
+    """What an evaluation needs of `TrainedModel.sample`: n samples in data units, on the CPU."""
+
+    def __call__(
+        self, labels: Sequence[int] | None = None, *, count: int | None = None, steps: int = 1, seed: int = 0
+    ) -> Tensor: ...
+
+
+Progress = Callable[[int, int], None]
+"""Called with (parts done, parts in all) each time a part of an evaluation is done."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Samples in data units, (n, *shape), and the seconds that drawing them took."""
+
+    values: Tensor
+    seconds: float
+
+
+def generate(sample: Sampler, like: Tensor, labels: Tensor | None, *, steps: int, seed: int) -> Generated:
+    """As many samples as `like` has real elements, of the classes `labels` (None: without labels).
+
+    Raises:
+        InputError: if the samples are not of the real elements' shape.
+    """
+    start = perf_counter()
+    if labels is None:
+        values = sample(count=len(like), steps=steps, seed=seed)
+    else:
+        values = sample(labels.tolist(), steps=steps, seed=seed)
+    seconds = perf_counter() - start
+    if values.shape != like.shape:
+        raise InputError(
+            f"sample: gave {tuple(values.shape)}, the data to compare with have shape {tuple(like.shape)}"
+        )
+    return Generated(values, seconds)
+
+
+def check_steps(steps: Sequence[int]) -> None:
+    """Raise InputError unless `steps` is a non-empty sequence of positive numbers of steps."""
+    if not steps or min(steps) < 1:
+        raise InputError(f"steps: must be one or more numbers ≥ 1, got {list(steps)}")

@@ -1,0 +1,172 @@
+"""Checkpoints: folders of safetensors and JSON that appear whole or not at all.
+
+    RUN/checkpoints/step_0001500/
+        model.json, model.safetensors        what sampling needs (see tvmatch.trained_model)
+        training.json, training.safetensors  what resuming needs besides: weights, target, optimiser
+
+Random streams are functions of (seed, step), so no generator state is stored.
+"""
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tvmatch.errors import InputError
+from tvmatch.trained_model import TrainedModel, load_tensors, read_json, read_tensors
+from tvmatch.training.ema import ParameterAverage
+
+FORMAT = "tvmatch-training-1"
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes during training.
+
+    Attributes:
+        network: the weights being trained.
+        target: their average in the role of θ*, or None when the network itself has it.
+        evaluation: their average for sampling.
+        optimizer: AdamW over the network's parameters, in their order.
+        step: optimiser steps done.
+        seconds: wall-clock time spent in training steps.
+    """
+
+    network: nn.Module
+    target: ParameterAverage | None
+    evaluation: ParameterAverage
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+
+def build_facts() -> dict[str, Any]:
+    """What must agree for a resumed run to repeat an uninterrupted one bit for bit."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+
+
+def save_checkpoint(run: Path, state: TrainingState, model: TrainedModel, *, keep: int | None) -> Path:
+    """Write the checkpoint of `state.step`; the ones before stay whole whatever happens.
+
+    Args:
+        run: the run folder.
+        model: the trained model to go with the state.
+        keep: how many of the newest checkpoints to keep; None keeps all.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        InputError: if it cannot be written, for example on a full disk.
+    """
+    folder = run / "checkpoints"
+    final, partial = folder / f"step_{state.step:07d}", folder / f".step_{state.step:07d}.partial"
+    if final.exists():
+        return final  # training is a function of the configuration and the step: it is this checkpoint
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        model.save(partial)
+        save_file(_tensors(state), partial / "training.safetensors")
+        facts = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "build": build_facts()}
+        (partial / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        for path in partial.iterdir():
+            _flush(path)
+        partial.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = checkpoints(run)
+        former = f"the last good checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
+        raise InputError(f"{final}: cannot be saved ({error}); {former}") from None
+    if keep is not None:
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
+    """Fill `state` from a checkpoint.
+
+    Returns:
+        The build facts it was written under; compare them with `build_facts()`.
+
+    Raises:
+        InputError: if a file is missing, truncated, or does not fit the configuration's network.
+    """
+    facts = read_json(folder / "training.json", FORMAT)
+    source = folder / "training.safetensors"
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(source).items():
+        group, _, rest = name.partition("/")
+        groups.setdefault(group, {})[rest] = tensor
+    evaluation = read_tensors(folder / "model.safetensors")
+    _expect_groups(groups, state, source)
+    load_tensors(state.network, groups["network"], source)
+    load_tensors(state.evaluation.network, evaluation, folder / "model.safetensors")
+    if state.target is not None:
+        load_tensors(state.target.network, groups["target"], source)
+    try:
+        state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
+        build: dict[str, Any] = dict(facts["build"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / 'training.json'}: incomplete") from None
+    _load_moments(state, groups, source)
+    return build
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, oldest first."""
+    found = [path.parent for path in (run / "checkpoints").glob("step_*/training.json")]
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
+
+
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    tensors = {f"network/{name}": tensor for name, tensor in state.network.state_dict().items()}
+    if state.target is not None:
+        tensors |= {f"target/{name}": tensor for name, tensor in state.target.network.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
+        moments = state.optimizer.state.get(parameter, {})
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in moments:
+                tensors[f"{moment}/{name}"] = moments[moment]
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _expect_groups(groups: dict[str, dict[str, Tensor]], state: TrainingState, source: Path) -> None:
+    expected = {"network"} | ({"target"} if state.target is not None else set())
+    if not expected <= groups.keys():
+        raise InputError(f"{source}: holds {sorted(groups)}, the configuration needs {sorted(expected)}")
+
+
+def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
+    """AdamW's moments, which are absent before the first step."""
+    if state.step == 0:
+        return
+    first, second = groups.get("exp_avg", {}), groups.get("exp_avg_sq", {})
+    for name, parameter in state.network.named_parameters():
+        if name not in first or name not in second or first[name].shape != parameter.shape:
+            raise InputError(f"{source}: the optimiser's moments of {name} are missing or of another shape")
+        state.optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.step), device=_step_device(state, parameter)),
+            "exp_avg": first[name].to(parameter.device),
+            "exp_avg_sq": second[name].to(parameter.device),
+        }
+
+
+def _step_device(state: TrainingState, parameter: Tensor) -> torch.device:
+    """Fused AdamW keeps its step count beside the parameter, the others on the CPU."""
+    return parameter.device if state.optimizer.defaults.get("fused") else torch.device("cpu")
+
+
+def _flush(path: Path) -> None:
+    """Make sure a file's bytes are on the disk before its folder gets its final name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,207 @@
+"""The configuration of a run as dataclasses: the recipes' YAML files and the command line fill them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tvmatch.data.config import DensityData, DigitsData, ImagesData
+from tvmatch.errors import InputError
+from tvmatch.models import DiTConfig, MLPConfig
+from tvmatch.times import TimesConfig
+
+
+def _require(name: str, value: float, condition: bool, expected: str) -> None:
+    if not condition or not math.isfinite(value):
+        raise InputError(f"{name}: must be {expected}, got {value}")
+
+
+@dataclass
+class ObjectiveConfig:
+    """The objective's switches (TVM §3).
+
+    Attributes:
+        guidance_weight: w ≥ 1, one constant, or a pair [low, high] with 1/w uniform between their inverses.
+        scaled: the scaled parameterisation, in which the network's output is multiplied by w.
+        label_dropout: probability of dropping a label, with w = 1 for that sample.
+        target_ema: rate of the target network's moving average; 0 takes the network itself as target.
+        detach_jvp: no gradient through the derivative in s (faster, biased).
+    """
+
+    guidance_weight: float | tuple[float, float] = 1.0
+    scaled: bool = True
+    label_dropout: float = 0.1
+    target_ema: float = 0.99
+    detach_jvp: bool = False
+
+    def __post_init__(self) -> None:
+        weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
+        for weight in weights:
+            _require("objective.guidance_weight", weight, weight >= 1, "at least 1")
+        if len(weights) == 2 and weights[0] >= weights[-1]:
+            raise InputError(
+                f"objective.guidance_weight: must be [low, high] with low < high, got {list(weights)}"
+            )
+        p, rate = self.label_dropout, self.target_ema
+        _require("objective.label_dropout", p, 0 <= p <= 1, "in [0, 1]")
+        _require("objective.target_ema", rate, 0 <= rate < 1, "in [0, 1)")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule.
+
+    Attributes:
+        learning_rate: the highest of the schedule.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+        weight_decay: decoupled.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        decay_fraction: last part of all steps over which it falls linearly to 0; 0 keeps it constant.
+        gradient_clip: largest gradient norm; null does not clip.
+    """
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    gradient_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
+        _require("optimizer.beta1", self.beta1, 0 <= self.beta1 < 1, "in [0, 1)")
+        _require("optimizer.beta2", self.beta2, 0 <= self.beta2 < 1, "in [0, 1)")
+        _require("optimizer.epsilon", self.epsilon, self.epsilon > 0, "positive")
+        _require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _require("optimizer.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+        fraction = self.decay_fraction
+        _require("optimizer.decay_fraction", fraction, 0 <= fraction <= 1, "in [0, 1]")
+        if self.gradient_clip is not None:
+            _require(
+                "optimizer.gradient_clip", self.gradient_clip, self.gradient_clip > 0, "positive or null"
+            )
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of optimiser step `step` (from 0) of `steps`: warm-up, constant, linear decay."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        decay_steps = self.decay_fraction * steps
+        decay = min(1.0, (steps - step) / decay_steps) if decay_steps else 1.0
+        return self.learning_rate * warmup * decay
+
+
+@dataclass
+class TrainingConfig:
+    """Length, batches, averages and schedules of a run.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: samples an optimiser step.
+        accumulation: parts a batch is split into, one after the other, to save memory.
+        precision: auto takes bfloat16 autocast where the device has it, else float32.
+        evaluation_ema: rate of the moving average of the weights that is sampled and saved.
+        ema_warmup: bound both averages' rates by (1 + n) / (10 + n) after n steps, for short runs.
+        data_workers: processes that read batches ahead; 0 reads in the training process.
+        log_every: steps between log entries.
+        sample_every: steps between pictures of samples; 0 draws none during training.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_checkpoints: newest checkpoints that are kept; null keeps all.
+    """
+
+    steps: int = 300_000
+    batch_size: int = 64
+    accumulation: int = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    evaluation_ema: float = 0.9999
+    ema_warmup: bool = False
+    data_workers: int = 0
+    log_every: int = 50
+    sample_every: int = 1_000
+    checkpoint_every: int = 1_000
+    keep_checkpoints: int | None = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
+            _require(f"training.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("data_workers", "sample_every"):
+            _require(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        if self.keep_checkpoints is not None:
+            _require(
+                "training.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1"
+            )
+        rate = self.evaluation_ema
+        _require("training.evaluation_ema", rate, 0 <= rate < 1, "in [0, 1)")
+        if self.batch_size % self.accumulation:
+            raise InputError(
+                f"training.accumulation: {self.accumulation} does not divide "
+                f"training.batch_size {self.batch_size}"
+            )
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A complete run.
+
+    Attributes:
+        recipe: the name it goes by.
+        seed: of the initial weights, the data order, the noise and the times.
+        data: the data set.
+        network: size and switches of the network.
+        times: distribution of (t, s, s').
+        objective: the objective's switches.
+        optimizer: AdamW and its schedule.
+        training: length, batches, averages and schedules.
+    """
+
+    recipe: str = "custom"
+    seed: int = 0
+    data: Any = None
+    network: Any = None
+    times: TimesConfig = field(default_factory=TimesConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        _require("seed", self.seed, self.seed >= 0, "at least 0")
+
+
+@dataclass(kw_only=True)
+class DigitsConfig(Config):
+    """A run on the bundled digits.
+
+    Attributes:
+        recipe: the name it goes by.
+        seed: of the initial weights, the data order, the noise and the times.
+    """
+
+    data: DigitsData = field(default_factory=DigitsData)
+    network: DiTConfig = field(default_factory=DiTConfig)
+
+
+@dataclass(kw_only=True)
+class DensityConfig(Config):
+    """A run on a distribution in the plane.
+
+    Attributes:
+        recipe: the name it goes by.
+        seed: of the initial weights, the data order, the noise and the times.
+    """
+
+    data: DensityData = field(default_factory=DensityData)
+    network: MLPConfig = field(default_factory=MLPConfig)
+
+
+@dataclass(kw_only=True)
+class ImagesConfig(Config):
+    """A run on a data set of images.
+
+    Attributes:
+        recipe: the name it goes by.
+        seed: of the initial weights, the data order, the noise and the times.
+    """
+
+    data: ImagesData = field(default_factory=lambda: ImagesData(path=""))
+    network: DiTConfig = field(default_factory=DiTConfig)

@@ -1,0 +1,155 @@
+"""Imports point one way: which room may see which, read from the source, and what `import tvmatch` loads."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tvmatch
+
+ROOT = Path(tvmatch.__file__).parent
+
+# A room is a module or a package of `tvmatch`; `data.spec` is a room of its own, ahead of the other data.
+FOUNDATIONS = {"errors", "seeds", "files"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "seeds": set(),
+    "files": {"errors"},
+    "dual": set(),
+    "attention": {"dual"},
+    "models": {"dual", "attention", "errors"},
+    "flow_map": {"dual"},
+    "times": FOUNDATIONS,
+    "objectives": FOUNDATIONS | {"dual", "flow_map", "times"},
+    "sampling": FOUNDATIONS | {"dual", "flow_map", "times"},
+    "data.spec": {"errors"},
+    "trained_model": FOUNDATIONS | {"dual", "models", "flow_map", "sampling", "data.spec"},
+    "interop": FOUNDATIONS | {"dual", "models"},
+    "theory": FOUNDATIONS | {"dual", "flow_map"},
+    "data": FOUNDATIONS | {"data.spec"},
+    "pictures": FOUNDATIONS,
+}
+CORE = set(ALLOWED) - {"pictures"}
+ALLOWED["training"] = CORE | {"pictures"}
+ALLOWED["evaluation"] = CORE | {"pictures"}
+ALLOWED["cli"] = CORE | {"pictures", "training", "evaluation", ""}
+ALLOWED["__main__"] = {"cli"}
+# The package itself: what it shows, and what it imports when first asked for.
+ALLOWED[""] = {"dual", "errors", "trained_model", "training"}
+
+# Beside the standard library.
+LIGHT = {"torch", "numpy", "safetensors"}
+LIGHT_ROOMS = {
+    *FOUNDATIONS,
+    "dual",
+    "attention",
+    "models",
+    "flow_map",
+    "times",
+    "objectives",
+    "sampling",
+    "data.spec",
+    "trained_model",
+    "interop",
+    "theory",
+    "",
+}
+# Of these PyTorch itself may load the second kind.
+NEVER = {"triton", "torchvision", "diffusers"}
+NOT_BY_US = {"sklearn", "datasets", "matplotlib", "ot", "rich", "jsonargparse", "PIL", "tensorboard", "scipy"}
+
+
+class Import(NamedTuple):
+    """One import of a file: the module's full name, and the line."""
+
+    file: Path
+    line: int
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}: {self.module}"
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    return tuple(sorted(ROOT.rglob("*.py")))
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imports(file: Path) -> Iterator[Import]:
+    """Of a whole file, those inside functions included; `from tvmatch import dual` is `tvmatch.dual`."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                own = name.startswith("tvmatch.") and is_module(name)
+                yield Import(file, node.lineno, name if own else str(node.module))
+
+
+def room_of_module(module: str) -> str:
+    """`tvmatch.models.dit` is in room `models`, `tvmatch` itself in room ``."""
+    parts = module.split(".")[1:]
+    return "data.spec" if parts[:2] == ["data", "spec"] else parts[0] if parts else ""
+
+
+def room_of_file(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return room_of_module(".".join(["tvmatch", *(part for part in parts if part != "__init__")]))
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_one_way(file: Path) -> None:
+    room = room_of_file(file)
+    own = [found for found in imports(file) if found.module.split(".")[0] == "tvmatch"]
+    wrong = [str(found) for found in own if room_of_module(found.module) not in ALLOWED[room] | {room}]
+    assert not wrong, f"room {room!r} may import {sorted(ALLOWED[room])}"
+
+
+def test_the_map_of_rooms_has_no_cycles() -> None:
+    """What may be imported never leads back; the package itself stands above all but the command line."""
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {room for room, allowed in ALLOWED.items() if room not in done and allowed <= done}
+        assert ready, f"a cycle among {sorted(set(ALLOWED) - done)}"
+        done |= ready
+    assert "evaluation" not in ALLOWED["training"]
+    assert "training" not in ALLOWED["evaluation"]
+
+
+@pytest.mark.parametrize("room", sorted(LIGHT_ROOMS))
+def test_the_core_needs_pytorch_numpy_and_safetensors_alone(room: str) -> None:
+    own = [file for file in files() if room_of_file(file) == room]
+    assert own, "the room is empty or was renamed"
+    allowed = LIGHT | {"tvmatch"} | sys.stdlib_module_names
+    found = [item for file in own for item in imports(file) if item.module.split(".")[0] not in allowed]
+    assert not found, [str(item) for item in found]
+
+
+def test_no_file_imports_triton() -> None:
+    found = [str(item) for file in files() for item in imports(file) if item.module.split(".")[0] == "triton"]
+    assert not found
+
+
+def test_import_loads_no_heavy_package() -> None:
+    """In a fresh process: what a person waits for, and what a machine without a GPU may lack."""
+    program = (
+        "import sys, torch, numpy, safetensors.torch; before = set(sys.modules); import tvmatch;"
+        "ours = {name.split('.')[0] for name in set(sys.modules) - before};"
+        f"print(sorted(({NOT_BY_US} & ours) | ({NEVER} & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
