@@ -318,3 +318,11 @@ def test_as_dual() -> None:
     assert constant.value is x
     assert constant.tangent is None
     assert dual.as_dual(constant) is constant
+
+
+def test_tuple_arithmetic_is_refused() -> None:
+    x = Dual(torch.ones(2))
+    with pytest.raises(TypeError, match=r"dual\.add"):
+        x + x
+    with pytest.raises(TypeError, match=r"dual\.multiply"):
+        x * 2

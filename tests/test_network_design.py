@@ -146,8 +146,10 @@ def test_normalised_modulation_bounds_activations() -> None:
         growth[normalised] = [activation / activations[0] for activation in activations[1:]]
     # The norm makes the vectors independent of the scale, but for its ε.
     assert all(abs(ratio - 1) < 1e-3 for ratio in growth[True])
-    # A gate times a branch that the scale and shift before it have grown: quadratic, beside what was there.
-    assert all(ratio > scale / 2 for ratio, scale in zip(growth[False], (10, 100, 1000), strict=True))
+    # A gate times a branch that the scale and shift before it have grown: quadratic in the end.
+    assert growth[False][0] > 2
+    assert growth[False][1] > 100
+    assert growth[False][2] > 1000
 
 
 def test_normalised_modulation_vectors_have_bounded_size() -> None:

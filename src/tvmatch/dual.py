@@ -10,7 +10,7 @@ a tangent is d value / d s (DESIGN: TVM, arXiv 2511.19797, section 4).
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,13 @@ class Dual(NamedTuple):
 
     value: Tensor
     tangent: Tensor | None = None
+
+    # As a tuple it would otherwise join and repeat without a word.
+    def __add__(self, other: object) -> NoReturn:
+        raise TypeError("+ would join two Duals as tuples: use tvmatch.dual.add")
+
+    def __mul__(self, other: object) -> NoReturn:
+        raise TypeError("* would repeat a Dual as a tuple: use tvmatch.dual.multiply")
 
 
 def as_dual(x: Tensor | Dual) -> Dual:

@@ -221,7 +221,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         data: dict[str, Any] = {name: _tuple(x) for name, x in description["data"].items()}
         spec = DataSpec(**data)
         model = TrainedModel(
-            network=build_network(config, spec),
+            network=_empty_network(config, spec),
             spec=spec,
             scaled=bool(description["scaled"]),
             guidance=_guidance(description["guidance"]),
@@ -235,6 +235,16 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     load_tensors(model.network, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     model.network.requires_grad_(False).eval()
     return model.to(device)
+
+
+def _empty_network(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
+    """The network with memory but no initial weights, which take long to draw and would be overwritten."""
+    with torch.device("meta"):
+        network = build_network(config, spec)
+    network.to_empty(device="cpu")
+    if isinstance(network, DiT):
+        network.fill_positions()
+    return network
 
 
 def _guidance(numbers: Any) -> Guidance:

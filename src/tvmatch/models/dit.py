@@ -196,7 +196,10 @@ class DiT(nn.Module):
         zeroed = [module.project for module in self.modules() if isinstance(module, Modulation)]
         for layer in [*zeroed, self.head]:
             nn.init.zeros_(layer.weight)
-        # Memory that a network from the meta device was given holds no positions yet.
+        self.fill_positions()
+
+    def fill_positions(self) -> None:
+        """Write the fixed positions, which a network from the meta device does not hold yet."""
         self.positions.copy_(position_table(*self.grid, self.positions.shape[-1]))
 
     def forward(
