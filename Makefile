@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Waiting threads sleep instead of spinning: on a machine that is busy otherwise, steps keep their pace.
+export OMP_WAIT_POLICY := passive
 QUICKSTART := runs/quickstart
 
 .PHONY: quickstart test lint format clean

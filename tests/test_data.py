@@ -247,7 +247,15 @@ def test_digits_parts_hold_every_class_in_proportion(part: str) -> None:
     share = np.bincount(load_digits().target) * len(dataset) / 1797
     # Rounding to whole images moves a count by at most one, twice for a part of a part.
     assert np.abs(np.bincount(labels) - share).max() < 2
-    assert dataset.spec == DataSpec("image", (1, 8, 8), tuple("0123456789"), mean=(0.5,), std=(0.5,))
+    assert dataset.spec == DataSpec("image", (1, 8, 8), tuple("0123456789"), mean=(0.305,), std=(0.376,))
+
+
+def test_digits_are_normalised_by_their_training_part() -> None:
+    dataset = digits("train")
+    normalised = dataset.spec.normalize(dataset.take(len(dataset), seed=0).values)
+    # The constants are rounded to three places, of a standard deviation of 0.376.
+    assert abs(normalised.mean()) < 2e-3
+    assert abs(normalised.std() - 1) < 2e-3
 
 
 def test_unknown_digits_part() -> None:

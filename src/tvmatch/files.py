@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,50 @@ def replacing(path: str | Path) -> Iterator[Path]:
     parent folders are made.
 
     Raises:
-        OSError: if the file cannot be written or renamed.
+        OSError: if the file cannot be written or renamed; its `filename` is `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = _unfinished(path)
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with _named(unfinished, path):
+            yield unfinished
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill, and rename it to `path` once that has succeeded.
+
+    Missing parent folders are made.
+
+    Raises:
+        OSError: if there is something at `path`, or the folder cannot be filled.
+    """
+    path = Path(path)
+    unfinished = _unfinished(path)
+    unfinished.mkdir(parents=True)
+    try:
+        with _named(unfinished, path):
+            yield unfinished
+            unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _named(unfinished: Path, path: Path) -> Iterator[None]:
+    """An error of writing bears the name of the file that was to be, not the temporary one's or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(unfinished)):
+            error.filename, error.filename2 = str(path), None
+        raise

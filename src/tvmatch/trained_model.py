@@ -226,7 +226,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
             scaled=bool(description["scaled"]),
             guidance=_guidance(description["guidance"]),
             step=int(description["step"]),
-            provenance=description["provenance"],
+            provenance=dict(description["provenance"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tvmatch.cli import options, results
+from tvmatch.errors import InputError
 from tvmatch.trained_model import load
 from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser
@@ -21,7 +22,12 @@ def run(arguments: list[str]) -> int:
     parser = OneLineParser(prog="tvmatch evaluate", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
     parser.add_argument("--steps", type=str, default="1,2,4", help="network evaluations, 1,2,4")
-    parser.add_argument("--samples", type=int, default=None, help="of points and images (default: 2000)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=None,
+        help="of points and images (default: 2000, or half of the images if they are fewer)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of noise and choice of data (default: 0)")
     parser.add_argument(
         "--out", type=str, default=None, help="file for the figures (default: in the run folder)"
@@ -32,11 +38,13 @@ def run(arguments: list[str]) -> int:
     checkpoint = Path(parsed.checkpoint)
     model = load(checkpoint, resolve_device(parsed.device))
     run_folder = options.run_folder(checkpoint)
-    config = options.run_config(run_folder)
-    dataset = config.data.load()
-    metrics = results.measure(model, config, dataset, steps, parsed.samples, parsed.seed)
     path = Path(parsed.out) if parsed.out else run_folder / results.METRICS_NAME
-    console = Console()
-    results.show(console, metrics, path)
-    results.show_paths(console, [path])
+    if path.is_dir():
+        raise InputError(f"out: {path} is a folder, the figures go to a file")
+    if parsed.seed < 0:
+        raise InputError(f"seed: must not be negative, got {parsed.seed}")
+    config = options.run_config(run_folder)
+    metrics = results.measure(model, config, options.load_data(config), steps, parsed.samples, parsed.seed)
+    results.show(Console(), metrics, path)
+    results.show_paths([path])
     return 0

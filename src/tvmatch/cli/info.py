@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from tvmatch.trained_model import Guidance, find_checkpoint, load
 from tvmatch.training.recipes import OneLineParser
 
@@ -29,10 +26,9 @@ def run(arguments: list[str]) -> int:
         **{key.replace("_", " "): value for key, value in model.provenance.items() if key != "parameters"},
         "size on disk": f"{sum(path.stat().st_size for path in folder.iterdir()) / 2**20:.1f} MiB",
     }
-    table = Table(box=None, show_header=False)
+    width = max(map(len, facts))
     for name, fact in facts.items():
-        table.add_row(name, str(fact))
-    Console().print(table)
+        print(f"{name:<{width}}  {fact}")
     return 0
 
 

@@ -1,10 +1,15 @@
 """Option types and arguments that several commands share."""
 
+import sys
 from pathlib import Path
 
+from tvmatch.data.base import Dataset
+from tvmatch.data.config import ImagesData
 from tvmatch.errors import InputError
 from tvmatch.training import CONFIG_NAME, Config
 from tvmatch.training.recipes import OneLineParser, parse_config, read_yaml
+
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
 
 
 def step_counts(text: str) -> tuple[int, ...]:
@@ -39,19 +44,31 @@ def names(text: str) -> list[str]:
 def add_checkpoint_options(parser: OneLineParser) -> None:
     """CHECKPOINT and --device."""
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
 
 
-def run_folder(checkpoint: Path) -> Path:
+def run_folder(path: Path) -> Path:
     """The run folder of a run folder or of one of its checkpoints."""
-    if not checkpoint.exists():
-        raise InputError(f"{checkpoint}: no such file or folder")
-    for folder in (checkpoint, *checkpoint.resolve().parents[:2]):
-        if (folder / CONFIG_NAME).is_file():
-            return folder
-    raise InputError(f"{checkpoint}: not a run: no {CONFIG_NAME} here or in the run folder above")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if (path / CONFIG_NAME).is_file():
+        return path
+    full = path.resolve()
+    if full.parent.name == "checkpoints" and (full.parents[1] / CONFIG_NAME).is_file():
+        return path.parents[1] if len(path.parts) > 2 else full.parents[1]
+    raise InputError(f"{path}: not a run: no {CONFIG_NAME} here or in the run folder above")
 
 
 def run_config(run: Path) -> Config:
     """The configuration that a run folder was trained with."""
-    return parse_config(read_yaml(run / CONFIG_NAME), [])
+    return parse_config(read_yaml(run / CONFIG_NAME), str(run / CONFIG_NAME))
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of a configuration; progress bars of preparing images are for terminals alone."""
+    if isinstance(config.data, ImagesData) and not sys.stderr.isatty():
+        import datasets  # here, because it takes a second to import
+
+        datasets.disable_progress_bars()
+    dataset: Dataset = config.data.load()
+    return dataset

@@ -1,19 +1,20 @@
 """`tvmatch sample`: a PNG grid, a folder of PNGs, or an .npz file."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from tvmatch import pictures
-from tvmatch.cli import options
+from tvmatch.cli import options, results
+from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import replacing
-from tvmatch.trained_model import TrainedModel, load
+from tvmatch.files import new_folder, replacing
+from tvmatch.trained_model import load
 from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser
 
@@ -36,28 +37,28 @@ def run(arguments: list[str]) -> int:
         help="class names or numbers, 3,cat (default: all in turn)",
     )
     parser.add_argument("--count", type=int, default=None, help="samples in all; labels are repeated in turn")
-    parser.add_argument("--steps", type=str, default="1", help="network evaluations, 1,2,4")
-    parser.add_argument("--times", type=str, default=None, help="a time grid instead, 1,0.6,0")
+    parser.add_argument("--steps", type=str, default=None, help="network evaluations, 1,2,4 (default: 1)")
+    parser.add_argument("--times", type=str, default=None, help="a time grid instead of --steps, 1,0.6,0")
     parser.add_argument(
         "--guidance", type=float, default=None, help="weight w, where the model takes several"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--batch_size", type=int, default=64, help="samples at a time (default: 64)")
     parser.add_argument(
-        "--out", type=str, default="samples.png", help="file or folder (default: samples.png)"
+        "--out", type=str, default=None, help="file or folder (default: samples.png, samples.npz for points)"
     )
     parsed = parser.parse_args(arguments)
 
-    out = Path(parsed.out)
+    if parsed.times is not None and parsed.steps is not None:
+        raise InputError("times: give a grid of times or a number of --steps, not both")
     times = None if parsed.times is None else options.numbers(parsed.times)
-    counts = options.step_counts(parsed.steps) if times is None else (1,)
-    several = len(counts) > 1
-    paths = [out.with_name(f"{out.stem}_{n}{out.suffix}") if several else out for n in counts]
-    for path in paths:
-        if path.exists():
-            raise InputError(f"out: {path} exists already")
+    counts = options.step_counts("1" if parsed.steps is None else parsed.steps)
     model = load(parsed.checkpoint, resolve_device(parsed.device))
-    labels = _labels(model, None if parsed.labels is None else options.names(parsed.labels), parsed.count)
+    default = "samples.npz" if model.spec.kind == "points" else "samples.png"
+    paths = _paths(Path(default if parsed.out is None else parsed.out), counts, model.spec)
+    labels = _labels(
+        model.spec, None if parsed.labels is None else options.names(parsed.labels), parsed.count
+    )
     for steps, path in zip(counts, paths, strict=True):
         samples = model.sample(
             labels,
@@ -68,45 +69,53 @@ def run(arguments: list[str]) -> int:
             seed=parsed.seed,
             batch_size=parsed.batch_size,
         )
-        _write(samples, labels, model, path)
-        Console().print(str(path), highlight=False, soft_wrap=True)
+        _write(samples, labels, model.spec, path)
+        results.show_paths([path])
     return 0
 
 
-def _labels(model: TrainedModel, labels: list[str] | None, count: int | None) -> list[int | str] | None:
+def _paths(out: Path, counts: tuple[int, ...], spec: DataSpec) -> list[Path]:
+    """Where the samples of each number of steps go, all of them checked before any is drawn."""
+    suffix = out.suffix.lower()
+    if not out.name:
+        raise InputError(f"out: must name a file or a new folder, got {str(out)!r}")
+    if suffix not in (".png", ".npz", ""):
+        raise InputError(f"out: must end in .png or .npz, or be a folder's name, got {out}")
+    if spec.kind == "points" and suffix != ".npz":
+        raise InputError(f"out: points go to an .npz file, got {out}")
+    several = len(counts) > 1
+    paths = [out.with_name(f"{out.stem}_{n}{out.suffix}") if several else out for n in counts]
+    for path in paths:
+        if path.exists():
+            raise InputError(f"out: {path} exists already")
+    return paths
+
+
+def _labels(spec: DataSpec, labels: list[str] | None, count: int | None) -> list[int | str] | None:
     """One label a sample: those given, or all classes, in turn up to `count`."""
     if count is not None and count < 1:
         raise InputError(f"count: must be at least 1, got {count}")
-    if labels is None:
-        if model.spec.class_names is None:
-            return None
-        labels = [str(k) for k in range(model.spec.class_count)]
-        classes: list[int | str] = list(range(model.spec.class_count))
-    else:
-        classes = list(labels)
+    if labels is None and spec.class_names is None:
+        return None
+    classes: list[int | str] = list(range(spec.class_count)) if labels is None else list(labels)
     count = len(classes) if count is None else count
     return [classes[k % len(classes)] for k in range(count)]
 
 
-def _write(samples: Tensor, labels: list[int | str] | None, model: TrainedModel, path: Path) -> None:
-    if path.suffix == ".npz":
+def _write(samples: Tensor, labels: list[int | str] | None, spec: DataSpec, path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         arrays: dict[str, Any] = {"samples": samples.numpy()}
         if labels is not None:
-            arrays["labels"] = model.spec.label_indices(labels).numpy()
+            arrays["labels"] = spec.label_indices(labels).numpy()
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, **arrays)
-    elif model.spec.kind == "points":
-        raise InputError(f"out: points go to an .npz file, got {path}")
-    elif path.suffix.lower() == ".png":
-        pictures.save_png(pictures.image_grid(samples, _columns(len(samples))), path)
-    elif path.suffix:
-        raise InputError(f"out: must end in .png or .npz, or be a folder's name, got {path}")
+    elif suffix == ".png":
+        columns = math.ceil(math.sqrt(len(samples)))
+        pictures.save_png(pictures.image_grid(samples, columns), path)
     else:
-        path.mkdir(parents=True)
-        for k, image in enumerate(track(samples, "writing", transient=True)):
-            pictures.save_png(pictures.image_grid(image[None], 1, scale=1), path / f"{k:06d}.png")
-
-
-def _columns(count: int) -> int:
-    """Of a nearly square grid."""
-    return int(torch.tensor(count).sqrt().ceil())
+        console = Console(stderr=True)
+        numbered = enumerate(track(samples, "writing", console=console, disable=not console.is_terminal))
+        with new_folder(path) as unfinished:
+            for k, image in numbered:
+                pictures.save_png(pictures.image_grid(image[None], 1, scale=1), unfinished / f"{k:06d}.png")

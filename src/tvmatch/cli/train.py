@@ -1,45 +1,76 @@
 """`tvmatch train`: a recipe, a user's YAML file and dotted overrides, trained, drawn and measured."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from rich.console import Console
 
 from tvmatch.cli import results
-from tvmatch.cli.options import run_folder
+from tvmatch.cli.options import DEVICE_HELP, load_data, run_folder
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.errors import InputError
 from tvmatch.training import (
     CONFIG_NAME,
+    Config,
     Interrupted,
     NonFiniteError,
     Trainer,
+    check_out,
     checkpoints,
     recipe_names,
+    resolve_device,
 )
-from tvmatch.training.recipes import config_class, config_parser, instantiate, read_yaml, recipe_text
+from tvmatch.training.recipes import (
+    add_defaults,
+    config_class,
+    config_parser,
+    instantiate,
+    read_yaml,
+    recipe_text,
+)
 
 USAGE = """tvmatch train RECIPE [--out DIR] [--config FILE] [--SECTION.KEY VALUE ...]
        tvmatch train --resume RUN"""
 DESCRIPTION = """\
 Train a recipe, then draw its samples and measure them. Every value of the configuration below can be set
-by an option, or in a YAML file given with --config; `--print_config` prints the whole of it. Ctrl-C
-saves, and `tvmatch train --resume RUN` continues."""
+in a YAML file given with --config, or by an option, which comes last; `--print_config` prints the whole of
+it. Ctrl-C saves, and `tvmatch train --resume RUN` continues."""
+NUMBERS_OF_STEPS = (1, 2, 4)
+
+
+class Request(NamedTuple):
+    """What decides the parser's options, and what is left for it.
+
+    Attributes:
+        content: of the recipe, or of the configuration of the run to resume.
+        source: where that comes from, for messages.
+        files: the YAML files on top of it, in order.
+        resume: the run folder or checkpoint to continue.
+        arguments: all but the --config files.
+    """
+
+    content: dict[str, Any]
+    source: str
+    files: list[Path]
+    resume: Path | None
+    arguments: list[str]
 
 
 def run(arguments: list[str]) -> int:
     """Train, draw, measure."""
-    name, resume_from = _peek(arguments)
-    if name is None and resume_from is None:
+    if arguments in (["-h"], ["--help"]):
         print(f"usage: {USAGE}\n\n{DESCRIPTION}\n\nrecipes: {', '.join(recipe_names())}")
         print("`tvmatch train RECIPE --help` lists every option of a recipe.")
         return 0
-    content = read_yaml(resume_from / CONFIG_NAME) if resume_from else yaml.safe_load(recipe_text(name or ""))
-    parser = config_parser(content, prog="tvmatch train", usage=USAGE, description=DESCRIPTION)
+    request = _request(arguments)
+    cls = config_class(request.content, request.source)
+    parser = config_parser(cls, prog="tvmatch train", usage=USAGE, description=DESCRIPTION)
     parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/RECIPE)")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument(
         "--resume",
         type=str,
@@ -49,61 +80,109 @@ def run(arguments: list[str]) -> int:
         metavar="RUN",
         help="continue the run in this folder (default: --out), with its own configuration",
     )
-    parsed = parser.parse_args(arguments)
-    config = instantiate(parser, parsed, config_class(content))
-    out = resume_from or Path(parsed.out or f"runs/{config.recipe}")
-    if resume_from and parsed.out and Path(parsed.out).resolve() != resume_from.resolve():
-        raise InputError(f"out: {parsed.out} is not the run that --resume names, {resume_from}")
+    add_defaults(parser, request.content, request.source)
+    for file in request.files:
+        add_defaults(parser, read_yaml(file), str(file))
+    parsed = parser.parse_args(request.arguments)
+    config = instantiate(parser, parsed, cls)
+    return _train(config, _out(parsed.out, config, request.resume), parsed.device, request.resume)
 
-    dataset = config.data.load()
-    trainer = Trainer(config, dataset, out, device=parsed.device, resume=resume_from)
+
+def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
+    config.check()
+    check_out(out, resume)
+    resolve_device(device)
+    dataset = load_data(config)  # which can take minutes: all that can be wrong before is known by now
+    trainer = Trainer(config, dataset, out, device=device, resume=resume)
+    again = f"tvmatch train --resume {shlex.quote(str(out))}"
+    again += "" if device == "auto" else f" --device {shlex.quote(device)}"
     try:
         model = trainer.run()
+        paths = [checkpoints(out)[-1], out / CONFIG_NAME]
+        paths += results.draw(out, model, dataset, NUMBERS_OF_STEPS)
+        console = Console()
+        if isinstance(config.data, DigitsData | DensityData):
+            metrics = results.measure(model, config, dataset, NUMBERS_OF_STEPS, None, seed=0)
+            paths.append(out / results.METRICS_NAME)
+            results.show(console, metrics, paths[-1])
     except Interrupted as stop:
-        print(f"\nsaved {stop.checkpoint}; continue with: tvmatch train --resume {out}", file=sys.stderr)
+        print(f"saved {stop.checkpoint}; continue with: {again}", file=sys.stderr)
         return 128 + stop.signal_number
+    except KeyboardInterrupt:  # a second one while saving, or one while drawing
+        print(f"interrupted; {_last_checkpoint(out)}; continue with: {again}", file=sys.stderr)
+        return 130
     except NonFiniteError as error:
-        saved = checkpoints(out)
-        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        print(f"tvmatch: error: {error}; {last}", file=sys.stderr)
+        print(f"tvmatch: error: {error}; {_last_checkpoint(out)}", file=sys.stderr)
         return 1
-
-    console = Console()
-    steps = (1, 2, 4)
-    paths = [checkpoints(out)[-1], out / CONFIG_NAME, *results.draw(out, model, dataset, steps)]
-    if isinstance(config.data, DigitsData | DensityData):
-        metrics = results.measure(model, config, dataset, steps, None, seed=0)
-        paths.append(out / results.METRICS_NAME)
-        results.show(console, metrics, paths[-1])
-    results.show_paths(console, paths)
+    results.show_paths(paths)
     return 0
 
 
-def _peek(arguments: list[str]) -> tuple[str | None, Path | None]:
-    """(recipe, run folder to resume), which decide the real parser's options; (None, None) asks for help."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+def _last_checkpoint(out: Path) -> str:
+    saved = checkpoints(out)
+    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+
+
+def _out(given: str | None, config: Config, resume: Path | None) -> Path:
+    """The run folder: the one to resume, the one given, or runs/<recipe>."""
+    if resume is None:
+        return Path(given or f"runs/{config.recipe}")
+    out = run_folder(resume)
+    if given and Path(given).resolve() != out.resolve():
+        raise InputError(f"out: {given} is not the run that --resume names, {out}")
+    return out
+
+
+class _Peek(argparse.ArgumentParser):
+    """Reads the few arguments that decide which others there are."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def _request(arguments: list[str]) -> Request:
+    files = _Peek()
+    files.add_argument("--config", action="append", type=Path, default=[])
+    known, arguments = files.parse_known_args(arguments)
+    configs: list[Path] = known.config
+
+    peek = _Peek()
     peek.add_argument("--resume", nargs="?", const="")
-    for option in ("--out", "--config", "--device"):
-        peek.add_argument(option, nargs="?")
+    for option in ("--out", "--device"):
+        peek.add_argument(option)
     known, rest = peek.parse_known_args(arguments)
-    if known.resume in recipe_names():  # `--resume digits`: the recipe stands behind a bare flag
-        known.resume, rest = "", [known.resume, *rest]
-    name = _recipe_name(rest, known.config)
+    if known.resume in recipe_names() and not Path(known.resume).exists():
+        known.resume, rest = "", [known.resume, *rest]  # `--resume digits`: a recipe behind a bare flag
+    name = _recipe_name(rest)
+
     if known.resume is not None:
         folder = known.resume or known.out or (f"runs/{name}" if name else None)
         if folder is None:
             raise InputError("resume: name the run folder, --resume RUN")
-        return name, run_folder(Path(folder))
-    if name is None and arguments and rest not in (["-h"], ["--help"]):
+        source = run_folder(Path(folder)) / CONFIG_NAME
+        content = read_yaml(source)
+        if name and name != content.get("recipe"):
+            raise InputError(f"recipe: {name}, but {source} is of {content.get('recipe')}")
+        return Request(content, str(source), configs, Path(folder), arguments)
+    if name is None and configs:
+        content = read_yaml(configs[0])
+        name = content.get("recipe")
+        if name not in recipe_names() and "data" in content:  # a whole configuration under a name of its own
+            return Request(content, str(configs[0]), configs[1:], None, arguments)
+    if name is None:
         raise InputError(f"recipe: name one of {', '.join(recipe_names())}")
-    return name, None
+    return Request(yaml.safe_load(recipe_text(name)), f"recipe {name}", configs, None, arguments)
 
 
-def _recipe_name(rest: list[str], config: str | None) -> str | None:
-    """The recipe among the arguments, or the one that a --config file comes from."""
-    if rest and not rest[0].startswith("-"):
-        return rest[0]
-    named = [argument for argument in rest if argument in recipe_names()]
-    if len(named) == 1:
-        return named[0]
-    return str(read_yaml(Path(config)).get("recipe", "")) or None if config else None
+def _recipe_name(arguments: list[str]) -> str | None:
+    """The recipe among the arguments: the first of them, or one that is not the value of an option."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    flags = ("-h", "--help", "--print_config")
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument in recipe_names() and (not before.startswith("--") or "=" in before or before in flags):
+            return argument
+    return None

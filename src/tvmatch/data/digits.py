@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tvmatch.data.tensors import TensorDataset
 from tvmatch.errors import InputError
 
+MEAN, STD = 0.305, 0.376  # of the training pixels; one pair for all splits, so that models fit all of them
 DigitsSplit = Literal["train", "held_out", "fit", "validation"]
 
 
@@ -35,7 +36,11 @@ def digits(split: DigitsSplit) -> TensorDataset:
     # The pixels are the integers 0 … 16.
     images = torch.from_numpy(data.images[chosen]).float()[:, None] / 16
     return TensorDataset(
-        images, torch.from_numpy(data.target[chosen]), class_names=[str(k) for k in range(10)]
+        images,
+        torch.from_numpy(data.target[chosen]),
+        class_names=[str(k) for k in range(10)],
+        mean=(MEAN,),
+        std=(STD,),
     )
 
 

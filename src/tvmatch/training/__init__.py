@@ -2,9 +2,11 @@
 
 from tvmatch.training.checkpoint import checkpoints
 from tvmatch.training.config import Config
-from tvmatch.training.loop import CONFIG_NAME, Interrupted, Trainer, resolve_device, train
+from tvmatch.training.loop import Trainer, train
+from tvmatch.training.non_finite import NonFiniteError
 from tvmatch.training.recipes import recipe, recipe_names
-from tvmatch.training.step import NonFiniteError
+from tvmatch.training.signals import Interrupted
+from tvmatch.training.start import CONFIG_NAME, check_out, resolve_device
 
 __all__ = [
     "CONFIG_NAME",
@@ -12,6 +14,7 @@ __all__ = [
     "Interrupted",
     "NonFiniteError",
     "Trainer",
+    "check_out",
     "checkpoints",
     "recipe",
     "recipe_names",

@@ -48,17 +48,25 @@ class TrainingState:
     seconds: float = 0.0
 
 
-def build_facts() -> dict[str, Any]:
+def build_facts(device: torch.device) -> dict[str, Any]:
     """What must agree for a resumed run to repeat an uninterrupted one bit for bit."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "device": device.type,
+    }
 
 
-def save_checkpoint(run: Path, state: TrainingState, model: TrainedModel, *, keep: int | None) -> Path:
+def save_checkpoint(
+    run: Path, state: TrainingState, model: TrainedModel, build: dict[str, Any], *, keep: int | None
+) -> Path:
     """Write the checkpoint of `state.step`; the ones before stay whole whatever happens.
 
     Args:
         run: the run folder.
         model: the trained model to go with the state.
+        build: see `build_facts`.
         keep: how many of the newest checkpoints to keep; None keeps all.
 
     Returns:
@@ -71,16 +79,18 @@ def save_checkpoint(run: Path, state: TrainingState, model: TrainedModel, *, kee
     final, partial = folder / f"step_{state.step:07d}", folder / f".step_{state.step:07d}.partial"
     if final.exists():
         return final  # training is a function of the configuration and the step: it is this checkpoint
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        for left in folder.glob(".step_*"):  # by a run that was killed while it wrote or removed one
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         model.save(partial)
         save_file(_tensors(state), partial / "training.safetensors")
-        facts = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "build": build_facts()}
-        (partial / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
-        for path in partial.iterdir():
+        facts = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "build": build}
+        (partial / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
             _flush(path)
         partial.rename(final)
+        _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = checkpoints(run)
@@ -88,15 +98,24 @@ def save_checkpoint(run: Path, state: TrainingState, model: TrainedModel, *, kee
         raise InputError(f"{final}: cannot be saved ({error}); {former}") from None
     if keep is not None:
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            removed = old.rename(old.with_name(f".{old.name}.removed"))  # not half of one, if killed here
+            shutil.rmtree(removed)
     return final
+
+
+def first_non_finite(state: TrainingState) -> str | None:
+    """The name of a tensor of the state that is not finite, if there is one."""
+    tensors = _tensors(state) | {
+        f"evaluation/{name}": tensor for name, tensor in state.evaluation.network.state_dict().items()
+    }
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     """Fill `state` from a checkpoint.
 
     Returns:
-        The build facts it was written under; compare them with `build_facts()`.
+        The build facts it was written under; compare them with `build_facts`.
 
     Raises:
         InputError: if a file is missing, truncated, or does not fit the configuration's network.
@@ -125,6 +144,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run folder, oldest first."""
     found = [path.parent for path in (run / "checkpoints").glob("step_*/training.json")]
+    found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
 
 
@@ -150,15 +170,17 @@ def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], so
     """AdamW's moments, which are absent before the first step."""
     if state.step == 0:
         return
-    first, second = groups.get("exp_avg", {}), groups.get("exp_avg_sq", {})
     for name, parameter in state.network.named_parameters():
-        if name not in first or name not in second or first[name].shape != parameter.shape:
-            raise InputError(f"{source}: the optimiser's moments of {name} are missing or of another shape")
-        state.optimizer.state[parameter] = {
-            "step": torch.tensor(float(state.step), device=_step_device(state, parameter)),
-            "exp_avg": first[name].to(parameter.device),
-            "exp_avg_sq": second[name].to(parameter.device),
-        }
+        moments = {}
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensor = groups.get(moment, {}).get(name)
+            if tensor is None or tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+                raise InputError(
+                    f"{source}: {moment}/{name} is missing, or of another shape or type than the parameter"
+                )
+            moments[moment] = tensor.to(parameter.device)
+        steps = torch.tensor(float(state.step), device=_step_device(state, parameter))
+        state.optimizer.state[parameter] = {"step": steps, **moments}
 
 
 def _step_device(state: TrainingState, parameter: Tensor) -> torch.device:
@@ -167,6 +189,9 @@ def _step_device(state: TrainingState, parameter: Tensor) -> torch.device:
 
 
 def _flush(path: Path) -> None:
-    """Make sure a file's bytes are on the disk before its folder gets its final name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Make sure that what a file or folder holds is on the disk before the next thing happens."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,6 +15,11 @@ def _require(name: str, value: float, condition: bool, expected: str) -> None:
         raise InputError(f"{name}: must be {expected}, got {value}")
 
 
+def _require_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise InputError(f"{name}: must be a whole number of at least {least}, got {value}")
+
+
 @dataclass
 class ObjectiveConfig:
     """The objective's switches (TVM §3).
@@ -22,7 +27,7 @@ class ObjectiveConfig:
     Attributes:
         guidance_weight: w ≥ 1, one constant, or a pair [low, high] with 1/w uniform between their inverses.
         scaled: the scaled parameterisation, in which the network's output is multiplied by w.
-        label_dropout: probability of dropping a label, with w = 1 for that sample.
+        label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1.
         target_ema: rate of the target network's moving average; 0 takes the network itself as target.
         detach_jvp: no gradient through the derivative in s (faster, biased).
     """
@@ -76,7 +81,7 @@ class OptimizerConfig:
         _require("optimizer.beta2", self.beta2, 0 <= self.beta2 < 1, "in [0, 1)")
         _require("optimizer.epsilon", self.epsilon, self.epsilon > 0, "positive")
         _require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _require("optimizer.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+        _require_whole("optimizer.warmup_steps", self.warmup_steps, 0)
         fraction = self.decay_fraction
         _require("optimizer.decay_fraction", fraction, 0 <= fraction <= 1, "in [0, 1]")
         if self.gradient_clip is not None:
@@ -124,13 +129,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
-            _require(f"training.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            _require_whole(f"training.{name}", getattr(self, name), 1)
         for name in ("data_workers", "sample_every"):
-            _require(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+            _require_whole(f"training.{name}", getattr(self, name), 0)
         if self.keep_checkpoints is not None:
-            _require(
-                "training.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1"
-            )
+            _require_whole("training.keep_checkpoints", self.keep_checkpoints, 1)
         rate = self.evaluation_ema
         _require("training.evaluation_ema", rate, 0 <= rate < 1, "in [0, 1)")
         if self.batch_size % self.accumulation:
@@ -165,7 +168,20 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        _require("seed", self.seed, self.seed >= 0, "at least 0")
+        _require_whole("seed", self.seed, 0)
+
+    def check(self) -> None:
+        """Check everything once more, for a configuration that was changed after it was made.
+
+        Raises:
+            InputError: naming the option that is out of range.
+        """
+        if not isinstance(self.network, DiTConfig | MLPConfig):
+            raise InputError(f"network: must be a DiTConfig or an MLPConfig, got {self.network!r}")
+        for section in (self, self.times, self.objective, self.optimizer, self.training, self.network):
+            section.__post_init__()
+        if isinstance(self.network, DiTConfig):
+            self.network.size()
 
 
 @dataclass(kw_only=True)
@@ -205,3 +221,14 @@ class ImagesConfig(Config):
 
     data: ImagesData = field(default_factory=lambda: ImagesData(path=""))
     network: DiTConfig = field(default_factory=DiTConfig)
+
+    def check(self) -> None:
+        """As for any run, and that whole patches fill the images, before these are prepared."""
+        super().check()
+        if isinstance(self.data, ImagesData) and isinstance(self.network, DiTConfig):
+            size, patch = self.data.resolution, self.network.size().patch_size
+            for length in (size,) if isinstance(size, int) else size:
+                if length % patch:
+                    raise InputError(
+                        f"network.patch_size: {patch} does not divide data.resolution {self.data.resolution}"
+                    )

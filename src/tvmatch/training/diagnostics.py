@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tvmatch.dual import Dual
 from tvmatch.models.layers import Modulation
-from tvmatch.training.step import TIME_BINS, time_bin
+from tvmatch.training.non_finite import TIME_BINS, bin_of, time_bin
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def record_norms(network: nn.Module, t: Tensor) -> Iterator[dict[str, float]]:
 
 def _per_bin(mean_squares: Tensor, t: Tensor) -> dict[str, float]:
     """Root mean square over the samples of each bin of t that has any."""
-    index = (t * TIME_BINS).long().clamp(max=TIME_BINS - 1)
+    index = bin_of(t)
     norms = {}
     for i in range(TIME_BINS):
         inside = mean_squares[index == i]

@@ -1,8 +1,10 @@
 """Named complete runs: recipe, then a user's YAML file, then dotted overrides."""
 
 import dataclasses
+import difflib
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,13 +24,44 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what went wrong as an `InputError`."""
-        raise InputError(_one_line(message)) from None
+        text = readable(str(message))
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
+        if unknown:
+            text = f"{unknown[1]}: no such option{_suggestion(unknown[1], self._option_string_actions)}"
+        raise InputError(text) from None
 
 
-def _one_line(message: str) -> str:
-    """jsonargparse's nested, multi-line report as one line."""
-    lines = [line.strip(" -") for line in str(message).splitlines()]
-    return " ".join(line for line in lines if line).replace("Parser key ", "")
+_TYPES = {
+    r"<class 'int'>": "a whole number",
+    r"<class 'float'>": "a number",
+    r"<class 'bool'>": "true or false",
+    r"<class 'str'>": "text",
+    r"<class 'NoneType'>": "null",
+    r"tuple\[float, float\]|tuple with 2 elements": "a pair of numbers",
+    r"tuple\[int, int\]": "a pair of whole numbers",
+    r"typing\.Literal\[(.*?)\]": r"one of \1",
+    r"^\[(.*), (.*)\]$": r"\1 or \2",
+}
+
+
+def readable(message: str) -> str:
+    """jsonargparse's nested, multi-line report as one line: `training.steps: must be …, got …`."""
+    text = " ".join(stripped for line in message.splitlines() if (stripped := line.strip(" -")))
+    text = text.removeprefix("Parser key ")
+    match = re.fullmatch(r'"(.+?)": Expected an? (.*)\. Got value: (.*)', text) or re.fullmatch(
+        r'"(.+?)": Does not validate .* Subtypes: (\[.*\]) Errors: .* Given value: (.*)', text
+    )
+    if not match:
+        return text
+    key, kind, value = match.groups()
+    for pattern, words in _TYPES.items():
+        kind = re.sub(pattern, words, kind)
+    return f"{key}: must be {kind}, got {value}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 @functools.cache
@@ -44,7 +77,7 @@ def recipe_text(name: str) -> str:
     """The YAML of a recipe, comments included; an InputError if there is none of this name."""
     if name not in recipe_names():
         raise InputError(f"recipe: no recipe {name!r}; there are {', '.join(recipe_names())}")
-    return (resources.files("tvmatch") / "recipes" / f"{name}.yaml").read_text()
+    return (resources.files("tvmatch") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def recipe(name: str) -> Config:
@@ -55,40 +88,60 @@ def recipe(name: str) -> Config:
     Raises:
         InputError: if there is no recipe of this name.
     """
-    content = yaml.safe_load(recipe_text(name))
-    return parse_config(content, [])
+    return parse_config(yaml.safe_load(recipe_text(name)), f"recipe {name}")
 
 
-def config_class(content: Mapping[str, Any]) -> type[Config]:
+def config_class(content: Mapping[str, Any], source: str) -> type[Config]:
     """The configuration class for a YAML file's content: its data section says which."""
     data = content.get("data")
     if not isinstance(data, Mapping):
         raise InputError(
-            "data: the configuration has no data section; tensors given from Python train from Python"
+            f"{source}: no data section; a run on data given from Python is continued from Python, "
+            "with tvmatch.train(…, resume=True)"
         )
     if "path" in data:
         return ImagesConfig
     return DensityConfig if "name" in data else DigitsConfig
 
 
-def config_parser(content: Mapping[str, Any], **options: Any) -> OneLineParser:
-    """A parser of configurations like `content`, whose values are its defaults."""
+def config_parser(cls: type[Config], **options: Any) -> OneLineParser:
+    """A parser of the configurations of one kind; `add_defaults` gives it a recipe's values."""
     parser = OneLineParser(**options)
     parser.add_argument("--config", action="config", help="YAML file on top of the recipe")
     parser.add_argument("recipe", nargs="?", type=str, default="custom", help="the name it goes by")
-    parser.add_class_arguments(config_class(content), as_group=True, skip={"recipe"})
-    known = {action.dest for action in parser._actions}
-    for key, value in _flatten(content).items():
-        if key not in known:
-            raise InputError(f"{key}: no such option")
-        parser.set_defaults({key: value})
+    parser.add_class_arguments(cls, as_group=True, skip={"recipe"})
     return parser
 
 
-def parse_config(content: Mapping[str, Any], arguments: Sequence[str]) -> Config:
-    """The configuration of `content` with command-line arguments on top."""
-    parser = config_parser(content)
-    return instantiate(parser, parser.parse_args(list(arguments)), config_class(content))
+def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str) -> None:
+    """Make a YAML file's values the defaults of a parser, on top of those that it has.
+
+    Raises:
+        InputError: for an unknown key or a value of another type, naming `source` and the key.
+    """
+    known = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
+    sections = {key.rpartition(".")[0] for key in known}
+    values = {
+        key: value for key, value in _flatten(content).items() if not (value is None and key in sections)
+    }
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"{source}: {key}: no such option{_suggestion(key, known)}")
+        if key in sections:
+            raise InputError(f"{source}: {key}: must be a section of options, got {value!r}")
+    try:
+        checked = parser.parse_object(values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    parser.set_defaults({key: checked[key] for key in values})
+
+
+def parse_config(content: Mapping[str, Any], source: str, arguments: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file's content with command-line arguments on top."""
+    cls = config_class(content, source)
+    parser = config_parser(cls)
+    add_defaults(parser, content, source)
+    return instantiate(parser, parser.parse_args(list(arguments)), cls)
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace, cls: type[Config]) -> Config:
@@ -108,15 +161,17 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; an InputError if the file is missing or something else."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({_one_line(str(error))})") from None
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML ({readable(str(error))})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a mapping")
+        raise InputError(f"{path}: must hold a mapping of options")
     return content
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):

@@ -12,8 +12,7 @@ from tvmatch.objectives import TVMLoss, tvm_loss
 from tvmatch.seeds import generator
 from tvmatch.times import Times, sample_times
 from tvmatch.training.config import Config, ObjectiveConfig
-
-TIME_BINS = 4
+from tvmatch.training.non_finite import NonFiniteError, describe
 
 
 class Conditions(NamedTuple):
@@ -31,7 +30,7 @@ class Draws(NamedTuple):
     times: Times
     conditions: Conditions
 
-    def part(self, rows: slice) -> "Draws":
+    def part(self, rows: slice | Tensor) -> "Draws":
         """Some of the rows."""
         labels, weight = self.conditions
         conditions = Conditions(
@@ -47,10 +46,6 @@ class StepResult(NamedTuple):
     loss: TVMLoss
     times: Times
     gradient_norm: Tensor
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or its gradient is not finite; the message names the step, the time bin and the term."""
 
 
 def draw_conditions(
@@ -108,70 +103,55 @@ def training_step(
 ) -> StepResult:
     """Loss, gradient and one AdamW step; the moving averages are the caller's.
 
+    Args:
+        network: F_θ, whose parameters change.
+        target: F_θ*.
+        optimizer: over the network's parameters; its learning rate is set here.
+        draws: the step's inputs.
+        config: the run.
+        step: number of the step, from 0.
+        autocast: the precision of both networks.
+
     Raises:
         NonFiniteError: before any weight changes, if the loss or its gradient is not finite.
     """
-    optimizer.zero_grad(set_to_none=True)
-    rows = len(draws.x0) // config.training.accumulation
-    losses = []
-    for start in range(0, len(draws.x0), rows):
-        x0, noise, times, (labels, weight) = draws.part(slice(start, start + rows))
+
+    def loss_of_rows(which: slice | Tensor) -> TVMLoss:
+        part = draws.part(which)
         with autocast:
-            loss = tvm_loss(
+            return tvm_loss(
                 network,
                 target,
-                x0,
-                noise,
-                *times,
-                labels,
-                weight,
+                part.x0,
+                part.noise,
+                *part.times,
+                *part.conditions,
                 scaled=config.objective.scaled,
                 detach_jvp=config.objective.detach_jvp,
             )
-        (loss.loss / config.training.accumulation).backward()
-        losses.append(loss)
-    loss = TVMLoss(
-        torch.stack([part.loss.detach() for part in losses]).mean(),
-        torch.cat([part.terminal.detach() for part in losses]),
-        torch.cat([part.flow.detach() for part in losses]),
-    )
-    largest = config.optimizer.gradient_clip or float("inf")
-    gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), largest, foreach=True)
-    result = StepResult(loss, draws.times, gradient_norm)
-    if not torch.isfinite(loss.loss + gradient_norm).item():
-        raise NonFiniteError(describe_non_finite(result, network, step))
 
+    optimizer.zero_grad(set_to_none=True)
+    rows = len(draws.x0) // config.training.accumulation
+    parts = []
+    for start in range(0, len(draws.x0), rows):
+        part = loss_of_rows(slice(start, start + rows))
+        (part.loss / config.training.accumulation).backward()
+        parts.append(TVMLoss(*(value.detach() for value in part)))
+    loss = TVMLoss(
+        torch.stack([part.loss for part in parts]).mean(),
+        torch.cat([part.terminal for part in parts]),
+        torch.cat([part.flow for part in parts]),
+    )
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    gradient_norm = nn.utils.get_total_norm(gradients)
+    if not torch.isfinite(loss.loss + gradient_norm).item():
+        raise NonFiniteError(
+            describe(step + 1, draws.x0, loss, draws.times, network, loss_of_rows, rows_at_once=rows)
+        )
+
+    if config.optimizer.gradient_clip is not None:
+        nn.utils.clip_grads_with_norm_(network.parameters(), config.optimizer.gradient_clip, gradient_norm)
     for group in optimizer.param_groups:
         group["lr"] = config.optimizer.rate_at(step, config.training.steps)
     optimizer.step()
-    return result
-
-
-def describe_non_finite(result: StepResult, network: nn.Module, step: int) -> str:
-    """Where it broke: the term and the bin of its time, or the parameters whose gradient is not finite."""
-    terms = (
-        ("terminal term", result.loss.terminal, "t", result.times.t),
-        ("flow term", result.loss.flow, "s'", result.times.s_prime),
-    )
-    found = []
-    for name, values, symbol, times in terms:
-        bad = ~torch.isfinite(values)
-        if bad.any():
-            bins = sorted({time_bin(time) for time in times[bad].tolist()})
-            found.append(f"the {name} of {int(bad.sum())} samples with {symbol} in {' and '.join(bins)}")
-    if not found:
-        broken = [
-            name
-            for name, parameter in network.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        found.append(
-            f"the gradient of {len(broken)} parameters, first {', '.join(broken[:3])} (both terms are finite)"
-        )
-    return f"step {step}: not finite: {'; '.join(found)}"
-
-
-def time_bin(time: float) -> str:
-    """The name of the quarter of [0, 1] that a time lies in, such as 0.25–0.50."""
-    index = min(int(time * TIME_BINS), TIME_BINS - 1)
-    return f"{index / TIME_BINS:.2f}–{(index + 1) / TIME_BINS:.2f}"
+    return StepResult(loss, draws.times, gradient_norm)
