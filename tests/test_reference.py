@@ -15,6 +15,7 @@ from tvmatch.flow_map import FlowMap, interpolate
 from tvmatch.interop import network_from_authors, network_to_authors
 from tvmatch.models import DiT
 from tvmatch.objectives import tvm_loss
+from tvmatch.sampling import sample_trajectory, time_grid
 
 # Two float64 implementations of the same sums differ by rounding only, 1e-12 here; 1e-8 is what we promise.
 TOLERANCE = 1e-8
@@ -109,3 +110,15 @@ def test_names_round_trip(case: dict[str, Tensor], prefix: str) -> None:
     assert exported.keys() == part(case, "net.").keys()
     for name, tensor in part(case, "net.").items():
         assert torch.equal(exported[name], tensor), name
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_samples(case: dict[str, Tensor], network: DiT, steps: int) -> None:
+    states = sample_trajectory(
+        FlowMap(network, scaled=True),
+        case["in.noise"],
+        time_grid(steps),
+        labels=case["in.labels_index"],
+        guidance_weight=2.0,
+    )
+    assert relative_error(states[-1], case[f"out.sample_{steps}"]) < TOLERANCE

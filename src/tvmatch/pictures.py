@@ -220,7 +220,7 @@ def _draw_curves(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     if family:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     elif len(curves) > 1:
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="best")
 
 
 def _logarithmic(axes: Axes, low: float, high: float) -> None:
