@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Waiting threads sleep instead of spinning: on a machine that is busy otherwise, steps keep their pace.
-export OMP_WAIT_POLICY := passive
+# Threads that wait for each other spin for some tens of microseconds, then sleep. Without a limit, two busy threads
+# on two cores that something else uses too take turns at spinning, and steps get several times slower.
+export GOMP_SPINCOUNT := 20000
 QUICKSTART := runs/quickstart
 
 .PHONY: quickstart test lint format clean
