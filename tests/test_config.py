@@ -275,7 +275,7 @@ def test_unknown_and_abbreviated_options(option: str, capsys: pytest.CaptureFixt
         ("training:\n  ema_warmup: maybe\n", "training.ema_warmup: must be true or false, got maybe"),
         ("optimizer:\n  learning_rate: fast\n", "optimizer.learning_rate: must be a number, got fast"),
         ("times:\n  gap: [1]\n", "times.gap: must be a pair of numbers, got [1]"),
-        ("data:\n  split: all\n", "data.split: must be one of 'train', 'held_out', 'fit', 'validation'"),
+        ("data:\n  split: all\n", "data.split: must be one of 'train', 'fit'"),
         (
             "training:\n  keep_checkpoints: few\n",
             "training.keep_checkpoints: must be a whole number or null, got few",

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -241,13 +242,18 @@ def test_digits_are_those_of_scikit_learn_in_two_parts_and_two_of_one_part() -> 
 
 @pytest.mark.parametrize("part", ["train", "held_out", "fit", "validation"])
 def test_digits_parts_hold_every_class_in_proportion(part: str) -> None:
-    dataset = DigitsData(split=part).load()  # type: ignore[arg-type]
+    dataset = digits(part)  # type: ignore[arg-type]
     _, labels = dataset.take(len(dataset), seed=0)
     assert labels is not None
     share = np.bincount(load_digits().target) * len(dataset) / 1797
     # Rounding to whole images moves a count by at most one, twice for a part of a part.
     assert np.abs(np.bincount(labels) - share).max() < 2
     assert dataset.spec == DataSpec("image", (1, 8, 8), tuple("0123456789"), mean=(0.305,), std=(0.376,))
+
+
+def test_held_out_digits_are_not_to_be_trained_on() -> None:
+    assert get_args(get_type_hints(DigitsData)["split"]) == ("train", "fit")
+    assert len(DigitsData().load()) == 1437
 
 
 def test_digits_are_normalised_by_their_training_part() -> None:

@@ -69,6 +69,18 @@ def changed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return network_to_authors(dit()) | {name: tensor}
 
 
+def test_the_positions_of_the_file_are_used() -> None:
+    theirs = network_to_authors(dit())
+    theirs["model.pos_embed"] = theirs["model.pos_embed"] + 1e-4
+    again = network_to_authors(network_from_authors(theirs, heads=4))
+    assert torch.equal(again["model.pos_embed"], theirs["model.pos_embed"])
+
+
+def test_mixed_precision_is_refused() -> None:
+    with pytest.raises(InputError, match=r"precision: torch\.float16, torch\.float(32|64)"):
+        network_from_authors(changed("model.pos_embed", dit().positions.half()[None]), heads=4)
+
+
 @pytest.mark.parametrize(
     ("state_dict", "message"),
     [

@@ -14,7 +14,11 @@ from tvmatch.dual import Dual
 
 
 class Network(Protocol):
-    """The interface of every network; see `tvmatch.models.DiT.forward`."""
+    """The interface of every network; see `tvmatch.models.DiT.forward`.
+
+    `labels=None` means that the label is dropped for every sample, and a class-conditional network must take
+    it: the objective asks for the unconditional velocity that way. `guidance_weight=None` means 1 for all.
+    """
 
     def __call__(
         self,

@@ -82,8 +82,14 @@ def network_from_authors(
         positions.float(), network.positions, atol=5e-3
     ):
         raise InputError("state_dict: pos_embed is not the fixed sin-cos table of a square image")
-    network = network.to(ours["head.weight"].dtype)
+    dtypes = {tensor.dtype for tensor in (*ours.values(), positions)}
+    if len(dtypes) > 1:
+        raise InputError(
+            f"state_dict: its tensors differ in precision: {', '.join(sorted(map(str, dtypes)))}"
+        )
+    network = network.to(positions.dtype)
     network.load_state_dict(ours, strict=True)
+    network.positions.copy_(positions)  # theirs to the last digit, not only to the tolerance above
     return network
 
 

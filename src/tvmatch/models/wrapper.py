@@ -19,7 +19,8 @@ class JVPNetwork(nn.Module):
 
     Args:
         module: a callable of (x, t, s) and, if its `forward` names them, `labels` and `guidance_weight`.
-            `labels=None` means the dropped label for all, `guidance_weight=None` means 1.
+            `labels=None` means the dropped label for all, `guidance_weight=None` means 1. A module without
+            `guidance_weight` is not told w, which is right where it is trained at one constant.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -43,11 +43,15 @@ def tvm_loss(
         t: (B,) starting times in [0, 1].
         s: (B,) terminal times, s ≤ t.
         s_prime: (B,) times of the flow term.
-        labels: int64 (B,), the class count for a dropped label; None drops all.
+        labels: int64 (B,), the class count for a dropped label; None drops all. With weights given, the
+            target is also called with `labels=None`, for its unconditional velocity.
         guidance_weight: (B,) w ≥ 1, which must be 1 where the label is dropped; None means 1 and saves the
             unconditional evaluation.
         scaled: the scaled parameterisation, k(w) = w.
         detach_jvp: no gradient through ∂_s F_θ (faster, biased).
+
+    Returns:
+        The loss and its terms; a value that is not finite stays so.
     """
     online, frozen = FlowMap(network, scaled), FlowMap(target, scaled)
 
@@ -63,7 +67,9 @@ def tvm_loss(
         guided_velocity = noise - x0
         if guidance_weight is not None:
             w = per_sample(guidance_weight, x0)
-            guided_velocity = w * guided_velocity + (1 - w) * frozen.velocity(x_s_prime, s_prime)
+            guided_velocity = w * guided_velocity + (1 - w) * frozen.velocity(
+                x_s_prime, s_prime, None, torch.ones_like(guidance_weight)
+            )
 
     terminal = torch.where(t > s, _mean_square(terminal_velocity - end_velocity), 0.0)
     flow = _mean_square(velocity - guided_velocity)
