@@ -131,6 +131,11 @@ CASES: dict[str, Case] = {
         [*FOLDER, "--data.path=run/log.jsonl"], "data.path: run/log.jsonl must be a folder, or .parquet"
     ),
     "corrupt image": Case([*FOLDER, "--data.path=photos"], "{here}/photos/a/2.png: ", photo_is_corrupt),
+    "guidance of images without classes": Case(  # known before the corrupt image is met
+        [*FOLDER, "--data.path=photos", "--data.label_column=null", "--objective.guidance_weight=2"],
+        "objective.guidance_weight: must be 1 for data without classes, got 2.0",
+        photo_is_corrupt,
+    ),
     "label column absent": Case(
         [*FOLDER, "--data.path=photos", "--data.label_column=kind"],
         "data.label_column: there is no column 'kind'; the columns are image, label",
@@ -224,6 +229,14 @@ CASES: dict[str, Case] = {
     "evaluating one point": Case(["evaluate", "points", "--samples=1"], "samples: must be at least 2, got 1"),
     "evaluating with a negative seed": Case(["evaluate", "points", "--seed=-3"], "seed: must not be neg"),
     "figures over a folder": Case(["evaluate", "run", "--out=photos"], "out: photos is a folder"),
+    "figures over a file": Case(
+        ["evaluate", "points", "--samples=9", "--out=run/config.yaml"], "out: run/config.yaml exists already"
+    ),
+    "figures over another run's": Case(
+        ["evaluate", "points", "--samples=9", "--out=run/metrics.json"],
+        "out: run/metrics.json exists already",
+        lambda: Path("run/metrics.json").write_text("{}"),
+    ),
     # The rest
     "information on nothing": Case(["info", "nowhere"], "nowhere: no such file or folder"),
     "information on no checkpoint": Case(["info", "photos"], "photos: no checkpoint here"),
@@ -406,6 +419,15 @@ def test_disk_full_while_sampling(out: str, made: Path, capsys: pytest.CaptureFi
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"tvmatch: error: {out}: File too large"
     assert tree(made) == before
+
+
+def test_the_runs_own_figures_are_replaced(made: Path) -> None:
+    """By whatever name they are given."""
+    own = made / "points" / "metrics.json"
+    for out in ([], ["--out=points/metrics.json"], [f"--out={own}"]):
+        own.write_text("{}")
+        assert main(["evaluate", "points", "--samples=9", "--steps=1", *out]) == 0
+        assert json.loads(own.read_text())["dataset"] == "moons"
 
 
 def test_disk_full_while_evaluating(

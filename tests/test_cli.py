@@ -409,12 +409,33 @@ def test_a_python_run_is_resumed_from_python(tmp_path: Path, capsys: pytest.Capt
     """Its configuration cannot say where its data are."""
     tvmatch.train(tiny_config(), images(), tmp_path / "mine")
     capsys.readouterr()
-    for arguments in (["train", "--resume", "mine"], ["evaluate", "mine"]):
+    for arguments, message in (
+        (["train", "--resume", "mine"], "no data section; a run on data given from Python is continued from"),
+        (["evaluate", "mine"], "the data set of this run was given from Python; evaluate it from Python"),
+    ):
         assert main(arguments) == 2
-        assert one_line(capsys).startswith(
-            "tvmatch: error: mine/config.yaml: no data section; a run on data given from Python is continued"
-        )
+        assert one_line(capsys).startswith(f"tvmatch: error: mine/config.yaml: {message}")
     assert main(["sample", "mine", "--labels", "bee"]) == 0
+
+
+def test_resuming_says_what_changed(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, before the training goes on; none if nothing did."""
+    arguments = ["train", "gaussians", *SHORT_RUN, *TINY_POINTS, "--out", "run"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    changes = ["--training.steps=5", "--optimizer.learning_rate=0.5", "--times.gap=-1,2"]
+    assert main(["train", "--resume", "run"]) == 0
+    assert "changed in this run" not in capsys.readouterr().err
+    rate = tvmatch.recipe("gaussians").optimizer.learning_rate
+    gap = list(tvmatch.recipe("gaussians").times.gap)
+    assert main(["train", "--resume", "run", *changes]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed in this")]
+    assert line == (
+        f"changed in this run: times.gap: {gap} → [-1.0, 2.0], optimizer.learning_rate: {rate} → 0.5, "
+        "training.steps: 4 → 5"
+    )
+    assert main(["train", "--resume", "run"]) == 0  # with the changes, which are the run's own by now
+    assert "changed in this run" not in capsys.readouterr().err
 
 
 def test_a_broken_run(quick: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,14 @@ from tvmatch.errors import InputError
 from tvmatch.models import MLP, DiT
 from tvmatch.trained_model import build_network
 from tvmatch.training import Config, recipe, recipe_names
-from tvmatch.training.config import DensityConfig, DigitsConfig, ImagesConfig
+from tvmatch.training.config import (
+    DensityConfig,
+    DigitsConfig,
+    ImagesConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
 from tvmatch.training.recipes import parse_config, read_yaml, recipe_text, to_yaml
 
 Requested = list[tuple[Config, Path, str, Path | None]]
@@ -274,7 +281,10 @@ def test_unknown_and_abbreviated_options(option: str, capsys: pytest.CaptureFixt
         ("training:\n  steps: true\n", "training.steps: must be a whole number, got True"),
         ("training:\n  ema_warmup: maybe\n", "training.ema_warmup: must be true or false, got maybe"),
         ("optimizer:\n  learning_rate: fast\n", "optimizer.learning_rate: must be a number, got fast"),
-        ("times:\n  gap: [1]\n", "times.gap: must be a pair of numbers, got [1]"),
+        ("times:\n  gap: [1]\n", "times.gap: must be a pair of numbers like [1,2], got [1]"),
+        ("resume: runs/digits\n", "resume: give it on the command line, --resume runs/digits"),
+        ("seed: 1\ntraining:\n  steps: 1\n  steps: 2\n", "steps: given twice, again in line 4"),
+        ("training:\n  steps: 1\ntraining:\n  batch_size: 2\n", "training: given twice, again in line 3"),
         ("data:\n  split: all\n", "data.split: must be one of 'train', 'fit'"),
         (
             "training:\n  keep_checkpoints: few\n",
@@ -282,7 +292,7 @@ def test_unknown_and_abbreviated_options(option: str, capsys: pytest.CaptureFixt
         ),
         (
             "objective:\n  guidance_weight: [1, 2, 3]\n",
-            "objective.guidance_weight: must be a number or a pair of numbers, got [1, 2, 3]",
+            "objective.guidance_weight: must be a number or a pair of numbers like [1,2], got [1, 2, 3]",
         ),
     ],
 )
@@ -294,6 +304,64 @@ def test_files_that_are_wrong(
     file.write_text(content)
     assert main(["train", "digits", "--config", str(file)]) == 2
     assert one_line(capsys).startswith(f"{file}: {message}")
+
+
+def test_merged_mappings_are_no_duplicates(tmp_path: Path, requested: Requested) -> None:
+    """YAML's own way to take a mapping over and to change a key of it."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("times: &same {t: [0, 1], s: [1, 1]}\nseed: 4\n")
+    assert read_yaml(file)["seed"] == 4
+    file.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 5}\n")
+    assert read_yaml(file)["c"] == {"x": 5, "y": 3}
+
+
+def test_a_file_for_another_recipe(
+    tmp_path: Path, requested: Requested, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a name on the command line nor another file is passed over."""
+    moons = write(tmp_path / "moons.yaml", {"recipe": "moons"})
+    mine = write(tmp_path / "mine.yaml", {"recipe": "gaussians"})
+    for arguments, names in (
+        (["digits", "--config", moons], f"recipe: digits, but {moons} is for the recipe moons"),
+        (["--config", mine, "--config", moons], f"recipe: gaussians, but {moons} is for the recipe moons"),
+    ):
+        assert main(["train", *arguments]) == 2
+        assert one_line(capsys) == names
+    assert main(["train", "moons", "--config", moons]) == 0
+    assert requested.pop()[0].recipe == "moons"
+
+
+def test_a_file_may_say_where_and_on_what(tmp_path: Path, requested: Requested) -> None:
+    file = write(tmp_path / "mine.yaml", {"out": "there", "device": "cpu", "resume": None})
+    assert main(["train", "moons", "--config", file]) == 0
+    _, out, device, resume = requested.pop()
+    assert (out, device, resume) == (Path("there"), "cpu", None)
+
+
+@pytest.mark.parametrize("value", ["1,2.5", "[1,2.5]", "1, 2.5", "1.,2.5e0"])
+def test_pairs_need_no_brackets(value: str, requested: Requested) -> None:
+    for given in ([f"--objective.guidance_weight={value}"], ["--objective.guidance_weight", value]):
+        assert main(["train", "digits", *given, "--times.gap", "-1,.5", "--times.s=-.4,1"]) == 0
+        config = requested.pop()[0]
+        assert config.objective.guidance_weight == (1.0, 2.5)
+        assert (config.times.gap, config.times.s) == ((-1.0, 0.5), (-0.4, 1.0))
+    assert main(["train", "image_folder", "--data.path=x", "--data.resolution", "32,64"]) == 0
+    assert requested.pop()[0].data.resolution == (32, 64)
+
+
+@pytest.mark.parametrize("value", ["1,2,3", "1;2", "1,b"])
+def test_what_is_no_pair(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", f"--times.gap={value}"]) == 2
+    assert one_line(capsys).startswith("times.gap: must be a pair of numbers like [1,2], got")
+
+
+def test_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, expected in (
+        ("objective.guidance_weight", "finite and at least 1"),
+        ("optimizer.learning_rate", "finite and positive"),
+    ):
+        assert main(["train", "digits", f"--{option}=.inf"]) == 2
+        assert one_line(capsys) == f"{option}: must be {expected}, got inf"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,3 +484,96 @@ def test_the_configuration_of_a_run_is_checked_alike(
         assert main(["train", "--resume", str(tmp_path)]) == 2
         assert one_line(capsys) == f"{file}: {message}"
     assert read_yaml(file)["network"] == 3
+
+
+# From Python
+
+
+def test_a_list_is_a_pair() -> None:
+    for pair in ([1.5, 2.0], (1.5, 2.0)):
+        config = recipe("digits")
+        config.objective.guidance_weight = pair  # type: ignore[assignment]
+        config.check()
+        assert config.objective.guidance_weight == (1.5, 2.0)
+        assert ObjectiveConfig(guidance_weight=pair) == ObjectiveConfig(guidance_weight=(1.5, 2.0))  # type: ignore[arg-type]
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("objective.guidance_weight", [1.5], "must be a number or a pair of numbers like [1,2], got [1.5]"),
+    (
+        "objective.guidance_weight",
+        [1, 2, 3],
+        "must be a number or a pair of numbers like [1,2], got [1, 2, 3]",
+    ),
+    (
+        "objective.guidance_weight",
+        (1, "2"),
+        "must be a number or a pair of numbers like [1,2], got (1, '2')",
+    ),
+    ("objective.guidance_weight", None, "must be a number or a pair of numbers like [1,2], got None"),
+    ("objective.scaled", 1, "must be true or false, got 1"),
+    ("objective.guidance", 2.0, "no such option; did you mean objective.guidance_weight?"),
+    ("optimizer.learning_rate", "x", "must be a number, got 'x'"),
+    ("optimizer.gradient_clip", True, "must be a number or null, got True"),
+    ("optimizer.warmup_steps", None, "must be a whole number, got None"),
+    ("optimizer.lr", 1e-3, "no such option"),
+    ("training.stps", 3, "no such option; did you mean training.steps?"),
+    ("training.steps", 3.0, "must be a whole number, got 3.0"),
+    ("training.steps", True, "must be a whole number, got True"),
+    ("training.precision", "fp16", "must be one of 'auto', 'float32', 'bfloat16', got 'fp16'"),
+    ("training.ema_warmup", "no", "must be true or false, got 'no'"),
+    ("training", {"steps": 3}, "must be a TrainingConfig, got {'steps': 3}"),
+    ("times.gap", 3, "must be a pair of numbers like [1,2], got 3"),
+    ("times.distributon", "gap", "no such option; did you mean times.distribution?"),
+    ("times.equal_probability", "half", "must be a number, got 'half'"),
+    ("network.depth", "3", "must be a whole number or null, got '3'"),
+    ("network.qk_norm", "yes", "must be true or false, got 'yes'"),
+    ("network.head", 2, "no such option; did you mean network.heads?"),
+    ("network", None, "must be a DiTConfig or an MLPConfig, got None"),
+    ("seed", "1", "must be a whole number, got '1'"),
+    ("sed", 1, "no such option; did you mean seed?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"), WRONG, ids=[f"{key}={value}" for key, value, _ in WRONG]
+)
+def test_attributes_that_are_wrong(key: str, value: Any, message: str) -> None:
+    """An attribute that Python takes silently, and one that would fail later as something else."""
+    config = recipe("digits")
+    section, _, name = key.rpartition(".")
+    setattr(getattr(config, section) if section else config, name, value)
+    with pytest.raises(InputError) as caught:
+        config.check()
+    assert str(caught.value).startswith(f"{key}: {message}"), caught.value
+
+
+def test_sections_are_checked_when_they_are_made() -> None:
+    with pytest.raises(InputError, match=r"^optimizer\.learning_rate: must be a number, got 'x'$"):
+        OptimizerConfig(learning_rate="x")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^training\.precision: must be one of 'auto', .*, got 'fp16'$"):
+        TrainingConfig(precision="fp16")  # type: ignore[arg-type]
+
+
+def test_a_range_of_guidance_needs_its_embedding() -> None:
+    """One weight does not: a dropped label says already that w = 1."""
+    config = recipe("digits")
+    config.network.guidance_embedding = False
+    config.objective.guidance_weight = 2.0
+    config.check()
+    config.objective.guidance_weight = (1.0, 2.0)
+    with pytest.raises(InputError, match=r"^network\.guidance_embedding: must be true for a range of .*\[1"):
+        config.check()
+
+
+def test_guidance_of_images_without_classes() -> None:
+    """Known before the images are prepared."""
+    config = recipe("image_folder")
+    config.objective.guidance_weight = 1.5
+    config.data = ImagesData(path="/no/where", label_column=None)
+    with pytest.raises(
+        InputError, match=r"^objective\.guidance_weight: must be 1 for data without cla.*1\.5"
+    ):
+        config.check()
+    config.data = ImagesData(path="/no/where", label_column="label")
+    config.check()

@@ -147,22 +147,35 @@ def test_a_gradient_that_is_not_finite(term: str, where: str, accumulation: int,
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_a_norm_that_overflows() -> None:
-    """Every gradient is finite, but their sum of squares is not."""
-    network = nn.Linear(2, 2)
-    for parameter in network.parameters():
-        parameter.grad = torch.full_like(parameter, 1e30)
-    zeros = torch.zeros(3)
-    message = non_finite.describe(
-        9,
-        torch.zeros(3, 2),
-        TVMLoss(zeros.mean(), zeros, zeros),
-        Times(zeros, zeros, zeros),
-        network,
-        lambda rows: TVMLoss(zeros.mean(), zeros, zeros),
-        rows_at_once=3,
-    )
-    assert message.startswith("step 9: not finite: the norm of the gradient overflows")
+@pytest.mark.parametrize("rows_at_once", [1, 4])
+def test_a_norm_that_overflows(rows_at_once: int) -> None:
+    """Every gradient is finite, but their sum of squares is not; the largest has a name.
+
+    Each row's loss is linear in the weight, so that the factor is its gradient: 4e30 over four rows, and two
+    of 1e30 in another bin, which give 5e29 together.
+    """
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.grad = torch.full_like(network.weight, 1e30)
+    terminal, flow = torch.tensor([1.0, 1e30, 0.0, 1e30]), torch.tensor([1.0, 0.0, 4e30, 0.0])
+    times = Times(t=torch.tensor([0.1, 0.9, 0.1, 0.9]), s=torch.zeros(4), s_prime=torch.full((4,), 0.3))
+
+    def loss_of_rows(rows: Tensor) -> TVMLoss:
+        weight = network.weight.squeeze()
+        terms = terminal[rows] * weight, flow[rows] * weight
+        return TVMLoss((terms[0] + terms[1]).mean(), *terms)
+
+    def message() -> str:
+        zeros = torch.zeros(4)
+        loss = TVMLoss(zeros.mean(), zeros, zeros)
+        return non_finite.describe(
+            9, torch.zeros(4, 2), loss, times, network, loss_of_rows, rows_at_once=rows_at_once
+        )
+
+    start = "step 9: not finite: the norm of the gradient overflows, which is largest of the "
+    end = " (both terms and the gradient itself are finite)"
+    assert message() == f"{start}flow term with s' in 0.25–0.50, 1e+30{end}"
+    flow.zero_()
+    assert message() == f"{start}terminal term with t in 0.75–1.00, 5e+29{end}"
 
 
 def test_bins() -> None:

@@ -14,7 +14,7 @@ DESCRIPTION = """\
 Measure a checkpoint against the real data of its run. Digits: does a classifier see the digit asked for,
 and the Fréchet distance to held-out digits in pixel space. Points: the exact 2-Wasserstein distance to
 fresh data. Images: the Fréchet distance in pixel space, which is no FID. Figures go to metrics.json in
-the run folder, or to --out."""
+the run folder, or to the new file --out."""
 
 
 def run(arguments: list[str]) -> int:
@@ -41,6 +41,8 @@ def run(arguments: list[str]) -> int:
     path = Path(parsed.out) if parsed.out else run_folder / results.METRICS_NAME
     if path.is_dir():
         raise InputError(f"out: {path} is a folder, the figures go to a file")
+    if path.exists() and path.resolve() != (run_folder / results.METRICS_NAME).resolve():
+        raise InputError(f"out: {path} exists already")
     if parsed.seed < 0:
         raise InputError(f"seed: must not be negative, got {parsed.seed}")
     config = options.run_config(run_folder)

@@ -60,8 +60,18 @@ def run_folder(path: Path) -> Path:
 
 
 def run_config(run: Path) -> Config:
-    """The configuration that a run folder was trained with."""
-    return parse_config(read_yaml(run / CONFIG_NAME), str(run / CONFIG_NAME))
+    """The configuration that a run folder was trained with.
+
+    Raises:
+        InputError: if its data set was given from Python, so that no file says what it is.
+    """
+    content = read_yaml(run / CONFIG_NAME)
+    if content.get("data") is None:
+        raise InputError(
+            f"{run / CONFIG_NAME}: the data set of this run was given from Python; evaluate it from Python, "
+            "with tvmatch.evaluation"
+        )
+    return parse_config(content, str(run / CONFIG_NAME))
 
 
 def load_data(config: Config) -> Dataset:

@@ -1,6 +1,7 @@
 """`tvmatch train`: a recipe, a user's YAML file and dotted overrides, trained, drawn and measured."""
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from tvmatch.cli import results
-from tvmatch.cli.options import DEVICE_HELP, load_data, run_folder
+from tvmatch.cli.options import DEVICE_HELP, load_data, run_config, run_folder
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.errors import InputError
 from tvmatch.training import (
@@ -28,6 +29,7 @@ from tvmatch.training.recipes import (
     add_defaults,
     config_class,
     config_parser,
+    differences,
     instantiate,
     read_yaml,
     recipe_text,
@@ -40,6 +42,7 @@ Train a recipe, then draw its samples and measure them. Every value of the confi
 in a YAML file given with --config, or by an option, which comes last; `--print_config` prints the whole of
 it. Ctrl-C saves, and `tvmatch train --resume RUN` continues."""
 NUMBERS_OF_STEPS = (1, 2, 4)
+PAIR_OPTIONS = ("--times.gap", "--times.t", "--times.s", "--objective.guidance_weight", "--data.resolution")
 
 
 class Request(NamedTuple):
@@ -66,7 +69,7 @@ def run(arguments: list[str]) -> int:
         print(f"usage: {USAGE}\n\n{DESCRIPTION}\n\nrecipes: {', '.join(recipe_names())}")
         print("`tvmatch train RECIPE --help` lists every option of a recipe.")
         return 0
-    request = _request(arguments)
+    request = _request(_with_brackets(arguments))
     cls = config_class(request.content, request.source)
     parser = config_parser(cls, prog="tvmatch train", usage=USAGE, description=DESCRIPTION)
     parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/RECIPE)")
@@ -82,10 +85,33 @@ def run(arguments: list[str]) -> int:
     )
     add_defaults(parser, request.content, request.source)
     for file in request.files:
-        add_defaults(parser, read_yaml(file), str(file))
+        add_defaults(parser, _on_top(file, request.content), str(file))
     parsed = parser.parse_args(request.arguments)
     config = instantiate(parser, parsed, cls)
     return _train(config, _out(parsed.out, config, request.resume), parsed.device, request.resume)
+
+
+def _on_top(file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """A YAML file's options, which may neither change the recipe nor resume a run."""
+    own = read_yaml(file)
+    name = content.get("recipe", "custom")
+    if own.get("recipe", name) != name:
+        raise InputError(f"recipe: {name}, but {file} is for the recipe {own['recipe']}")
+    if own.get("resume") is not None:
+        raise InputError(f"{file}: resume: give it on the command line, --resume {own['resume']}")
+    return own
+
+
+def _with_brackets(arguments: list[str]) -> list[str]:
+    """The arguments with pairs of numbers in the brackets that YAML wants: 1,2 becomes [1,2]."""
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    options = "|".join(map(re.escape, PAIR_OPTIONS))
+    turned: list[str] = []
+    for argument in arguments:
+        named = bool(turned) and turned[-1] in PAIR_OPTIONS
+        match = re.fullmatch(rf"({'' if named else f'(?:{options})='})({number}, *{number})", argument)
+        turned.append(f"{match[1]}[{match[2]}]" if match else argument)
+    return turned
 
 
 def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
@@ -94,6 +120,9 @@ def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
     resolve_device(device)
     dataset = load_data(config)  # which can take minutes: all that can be wrong before is known by now
     trainer = Trainer(config, dataset, out, device=device, resume=resume)
+    changes = [] if resume is None else differences(run_config(out), config)
+    if changes:
+        print(f"changed in this run: {', '.join(changes)}", file=sys.stderr)
     again = f"tvmatch train --resume {shlex.quote(str(out))}"
     again += "" if device == "auto" else f" --device {shlex.quote(device)}"
     try:
@@ -171,6 +200,7 @@ def _request(arguments: list[str]) -> Request:
         content = read_yaml(configs[0])
         name = content.get("recipe")
         if name not in recipe_names() and "data" in content:  # a whole configuration under a name of its own
+            content = _on_top(configs[0], content)
             return Request(content, str(configs[0]), configs[1:], None, arguments)
     if name is None:
         raise InputError(f"recipe: name one of {', '.join(recipe_names())}")

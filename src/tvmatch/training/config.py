@@ -1,22 +1,26 @@
 """The configuration of a run as dataclasses: the recipes' YAML files and the command line fill them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
 from tvmatch.data.config import DensityData, DigitsData, ImagesData
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig, MLPConfig
 from tvmatch.times import TimesConfig
+from tvmatch.training.fields import check_fields
 
 
 def _require(name: str, value: float, condition: bool, expected: str) -> None:
-    if not condition or not math.isfinite(value):
-        raise InputError(f"{name}: must be {expected}, got {value}")
+    if not math.isfinite(value):
+        expected = f"finite and {expected}"
+    elif condition:
+        return
+    raise InputError(f"{name}: must be {expected}, got {value}")
 
 
 def _require_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+    if value < least:
         raise InputError(f"{name}: must be a whole number of at least {least}, got {value}")
 
 
@@ -39,6 +43,9 @@ class ObjectiveConfig:
     detach_jvp: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "objective")
+        if isinstance(self.guidance_weight, list):  # as YAML and Python users write a pair
+            self.guidance_weight = (self.guidance_weight[0], self.guidance_weight[1])
         weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
         for weight in weights:
             _require("objective.guidance_weight", weight, weight >= 1, "at least 1")
@@ -76,6 +83,7 @@ class OptimizerConfig:
     gradient_clip: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "optimizer")
         _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _require("optimizer.beta1", self.beta1, 0 <= self.beta1 < 1, "in [0, 1)")
         _require("optimizer.beta2", self.beta2, 0 <= self.beta2 < 1, "in [0, 1)")
@@ -128,6 +136,7 @@ class TrainingConfig:
     keep_checkpoints: int | None = 2
 
     def __post_init__(self) -> None:
+        check_fields(self, "training")
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
             _require_whole(f"training.{name}", getattr(self, name), 1)
         for name in ("data_workers", "sample_every"):
@@ -168,20 +177,32 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self, "", but=("data", "network"))
         _require_whole("seed", self.seed, 0)
 
     def check(self) -> None:
         """Check everything once more, for a configuration that was changed after it was made.
 
         Raises:
-            InputError: naming the option that is out of range.
+            InputError: naming the option that is unknown, of another type, out of range, or does not go with
+                another.
         """
         if not isinstance(self.network, DiTConfig | MLPConfig):
             raise InputError(f"network: must be a DiTConfig or an MLPConfig, got {self.network!r}")
+        check_fields(self.network, "network")
+        check_fields(self.times, "times")
+        if is_dataclass(self.data):
+            check_fields(self.data, "data")
         for section in (self, self.times, self.objective, self.optimizer, self.training, self.network):
             section.__post_init__()
         if isinstance(self.network, DiTConfig):
             self.network.size()
+            weight = self.objective.guidance_weight
+            if isinstance(weight, tuple) and not self.network.guidance_embedding:
+                raise InputError(
+                    f"network.guidance_embedding: must be true for a range of guidance weights "
+                    f"{list(weight)}, which the network could not tell apart"
+                )
 
 
 @dataclass(kw_only=True)
@@ -223,8 +244,14 @@ class ImagesConfig(Config):
     network: DiTConfig = field(default_factory=DiTConfig)
 
     def check(self) -> None:
-        """As for any run, and that whole patches fill the images, before these are prepared."""
+        """As for any run, and that patches and guidance fit the images, before these are prepared."""
         super().check()
+        weight = self.objective.guidance_weight
+        if isinstance(self.data, ImagesData) and self.data.label_column is None and weight != 1:
+            raise InputError(
+                f"objective.guidance_weight: must be 1 for data without classes, got {weight} "
+                "(data.label_column names the column of classes)"
+            )
         if isinstance(self.data, ImagesData) and isinstance(self.network, DiTConfig):
             size, patch = self.data.resolution, self.network.size().patch_size
             for length in (size,) if isinstance(size, int) else size:

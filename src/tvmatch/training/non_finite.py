@@ -77,7 +77,7 @@ def _broken_gradient(
     parameters = dict(network.named_parameters())
     broken = [name for name, parameter in parameters.items() if not _is_finite(parameter.grad)]
     if not broken:
-        return "the norm of the gradient overflows (both terms and the gradient itself are finite)"
+        return _overflow(times, list(parameters.values()), loss_of_rows, rows_at_once)
     found: list[str] = []
     for position, (name, symbol, term_times) in enumerate(_TERMS):
         bins = bin_of(term_times(times))
@@ -93,6 +93,36 @@ def _broken_gradient(
     return (
         f"the gradient {' and '.join(found) or 'of the whole batch'}, in {len(broken)} parameters, "
         f"first {', '.join(broken[:3])} (both terms are finite)"
+    )
+
+
+def _overflow(
+    times: Times,
+    parameters: list[nn.Parameter],
+    loss_of_rows: Callable[[Tensor], TVMLoss],
+    rows_at_once: int,
+) -> str:
+    """Every gradient is finite, but the sum of their squares is not: name the term and bin of the largest.
+
+    A bin's gradient is its part of the batch's, and its norm is taken in float64, where it does not overflow.
+    """
+    norms: dict[str, float] = {}
+    for position, (name, symbol, term_times) in enumerate(_TERMS):
+        bins = bin_of(term_times(times))
+        for index in bins.unique().tolist():
+            total = [torch.zeros_like(x, dtype=torch.float64) for x in parameters]
+            for rows in torch.nonzero(bins == index).flatten().split(rows_at_once):
+                share = loss_of_rows(rows)[1:][position].sum() / len(bins)
+                gradients = torch.autograd.grad(share, parameters, allow_unused=True)
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    if gradient is not None:
+                        sum_ += gradient
+            norm = nn.utils.get_total_norm(total).item()
+            norms[f"the {name} with {symbol} in {time_bin(index / TIME_BINS)}"] = norm
+    largest = max(norms, key=lambda where: norms[where])
+    return (
+        f"the norm of the gradient overflows, which is largest of {largest}, {norms[largest]:.3g} "
+        "(both terms and the gradient itself are finite)"
     )
 
 

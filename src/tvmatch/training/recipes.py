@@ -1,10 +1,9 @@
 """Named complete runs: recipe, then a user's YAML file, then dotted overrides."""
 
 import dataclasses
-import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tvmatch.errors import InputError
 from tvmatch.training.config import Config, DensityConfig, DigitsConfig, ImagesConfig
+from tvmatch.training.fields import PAIR_OF_NUMBERS, PAIR_OF_WHOLE_NUMBERS, suggestion
 
 
 class OneLineParser(ArgumentParser):
@@ -27,7 +27,7 @@ class OneLineParser(ArgumentParser):
         text = readable(str(message))
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
         if unknown:
-            text = f"{unknown[1]}: no such option{_suggestion(unknown[1], self._option_string_actions)}"
+            text = f"{unknown[1]}: no such option{suggestion(unknown[1], self._option_string_actions)}"
         raise InputError(text) from None
 
 
@@ -37,8 +37,8 @@ _TYPES = {
     r"<class 'bool'>": "true or false",
     r"<class 'str'>": "text",
     r"<class 'NoneType'>": "null",
-    r"tuple\[float, float\]|tuple with 2 elements": "a pair of numbers",
-    r"tuple\[int, int\]": "a pair of whole numbers",
+    r"tuple\[float, float\]|tuple with 2 elements|<class 'tuple'>": PAIR_OF_NUMBERS,
+    r"tuple\[int, int\]": PAIR_OF_WHOLE_NUMBERS,
     r"typing\.Literal\[(.*?)\]": r"one of \1",
     r"^\[(.*), (.*)\]$": r"\1 or \2",
 }
@@ -59,9 +59,21 @@ def readable(message: str) -> str:
     return f"{key}: must be {kind}, got {value}"
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML's plain types, without keys that are given twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As YAML's, and an InputError for a key that is there already."""
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<`, which may stand several times
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise InputError(f"{key}: given twice, again in line {key_node.start_mark.line + 1}")
+            keys.append(key)
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
 
 
 @functools.cache
@@ -126,7 +138,7 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
     }
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"{source}: {key}: no such option{_suggestion(key, known)}")
+            raise InputError(f"{source}: {key}: no such option{suggestion(key, known)}")
         if key in sections:
             raise InputError(f"{source}: {key}: must be a section of options, got {value!r}")
     try:
@@ -158,10 +170,20 @@ def to_yaml(config: Config) -> str:
     return text
 
 
+def differences(before: Config, after: Config) -> list[str]:
+    """The options whose values differ between two configurations, as `name: before → after`."""
+    old, new = (_flatten(_plain(dataclasses.asdict(config))) for config in (before, after))
+    return [
+        f"{name}: {old.get(name)} → {new.get(name)}" for name in old | new if old.get(name) != new.get(name)
+    ]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; an InputError if the file is missing or something else."""
+    """A YAML mapping; an InputError if the file is missing, something else, or has a key twice."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,0 +1,70 @@
+"""The fields of a configuration's sections: names and types, for values that were set from Python."""
+
+import difflib
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tvmatch.errors import InputError
+
+PAIR_OF_NUMBERS = "a pair of numbers like [1,2]"
+PAIR_OF_WHOLE_NUMBERS = "a pair of whole numbers like [1,2]"
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    tuple[float, float]: PAIR_OF_NUMBERS,
+    tuple[int, int]: PAIR_OF_WHOLE_NUMBERS,
+}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by an unknown name, to end a message with; empty if nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_fields(section: Any, name: str, *, but: tuple[str, ...] = ()) -> None:
+    """Check that a dataclass holds its fields alone, each with a value of its type. A list may be a tuple.
+
+    Args:
+        section: the dataclass.
+        name: that its options begin with, such as "training"; empty for the configuration itself.
+        but: fields of any type.
+
+    Raises:
+        InputError: naming the option and, for a value of another type, the value.
+    """
+    kinds = get_type_hints(type(section))
+    prefix = f"{name}." if name else ""
+    for attribute, value in vars(section).items():
+        if attribute not in kinds:
+            close = suggestion(f"{prefix}{attribute}", (f"{prefix}{known}" for known in kinds))
+            raise InputError(f"{prefix}{attribute}: no such option{close}")
+        if attribute not in but and not _fits(value, kinds[attribute]):
+            raise InputError(f"{prefix}{attribute}: must be {_words(kinds[attribute])}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in parts)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        same_length = isinstance(value, list | tuple) and len(value) == len(parts)
+        return same_length and all(_fits(x, part) for x, part in zip(value, parts, strict=True))
+    if isinstance(value, bool):  # which Python counts among the whole numbers
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    return _WORDS.get(kind) or f"a {kind.__name__}"
