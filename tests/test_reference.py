@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import relative_error
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,10 +20,6 @@ from tvmatch.sampling import sample_trajectory, time_grid
 
 # Two float64 implementations of the same sums differ by rounding only, 1e-12 here; 1e-8 is what we promise.
 TOLERANCE = 1e-8
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ class Linear(nn.Linear):
     """x Wᵀ + b on a Dual of shape (..., in_features)."""
 
     def forward(self, x: Dual) -> Dual:  # type: ignore[override]
+        """(..., in_features) to (..., out_features)."""
         return dual.linear(x, self.weight, self.bias)
 
 
@@ -126,6 +127,7 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(head_dim))
 
     def forward(self, x: Dual) -> Dual:
+        """(..., D) to (..., D), in the precision of x."""
         dtype = x.value.dtype  # q and k go back to their own precision: attention wants one for all three
         return dual.linear_map(lambda y: (y * self.weight).to(dtype), dual.rms_norm(x))
 
@@ -142,6 +144,7 @@ class SelfAttention(nn.Module):
         self.project = Linear(hidden_size, hidden_size)
 
     def forward(self, x: Dual) -> Dual:
+        """(B, N, C) to (B, N, C)."""
         # (B, N, 3 C) → (3, B, H, N, D)
         packed = dual.linear_map(
             lambda y: y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4), self.qkv(x)
@@ -163,4 +166,5 @@ class FeedForward(nn.Module):
         self.project = Linear(width, hidden_size)
 
     def forward(self, x: Dual) -> Dual:
+        """(..., C) to (..., C)."""
         return self.project(dual.gelu(self.expand(x)))  # type: ignore[no-any-return]
