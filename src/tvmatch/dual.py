@@ -119,8 +119,9 @@ def gelu(x: Dual) -> Dual:
 class _GELU(torch.autograd.Function):
     """Value and tangent of `gelu` with a backward in two saved tensors, g′ and g″ ẋ.
 
-    The same mathematics left to autograd, through the double backward of PyTorch's GELU, took a third of a
-    training step on a CPU. With q = σ (1 − σ): g′ = σ + x q z′, g″ = q [2 z′ + x z″ + x (1 − 2 σ) z′²].
+    The same mathematics left to autograd, through the double backward of PyTorch's GELU, made a
+    training step on one CPU core 14 % longer (108 ms against 95 ms). With q = σ (1 − σ): g′ = σ + x q z′,
+    g″ = q [2 z′ + x z″ + x (1 − 2 σ) z′²].
     """
 
     @staticmethod

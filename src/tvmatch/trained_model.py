@@ -94,7 +94,8 @@ class TrainedModel:
             InputError: for a label, number of steps, grid, guidance, count or batch size out of range.
         """
         grid = time_grid(steps, times)
-        batches = [states[-1] for states in self._batches(labels, count, grid, guidance, seed, batch_size)]
+        trajectories = self._batches(labels, count, grid, guidance, seed, batch_size)
+        batches = [states[-1].clone() for states in trajectories]  # a view would keep every state alive
         return self._to_data(torch.cat(batches))
 
     def trajectory(

@@ -22,6 +22,7 @@ from tvmatch.training import (
     Trainer,
     check_out,
     checkpoints,
+    last_checkpoint,
     recipe_names,
     resolve_device,
 )
@@ -138,18 +139,13 @@ def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
         print(f"saved {stop.checkpoint}; continue with: {again}", file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:  # a second one while saving, or one while drawing
-        print(f"interrupted; {_last_checkpoint(out)}; continue with: {again}", file=sys.stderr)
+        print(f"interrupted; {last_checkpoint(out)}; continue with: {again}", file=sys.stderr)
         return 130
     except NonFiniteError as error:
-        print(f"tvmatch: error: {error}; {_last_checkpoint(out)}", file=sys.stderr)
+        print(f"tvmatch: error: {error}; {last_checkpoint(out)}", file=sys.stderr)
         return 1
     results.show_paths(paths)
     return 0
-
-
-def _last_checkpoint(out: Path) -> str:
-    saved = checkpoints(out)
-    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def _out(given: str | None, config: Config, resume: Path | None) -> Path:

@@ -3,6 +3,7 @@
 Shapes: `B` elements of a batch, `C` channels, `H` rows, `W` columns.
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -94,3 +95,34 @@ def flip_at_random(images: Tensor, step: int, seed: int) -> Tensor:
     """Mirror each image of (B, C, H, W) left to right with probability 1/2, drawn for (seed, step)."""
     mirrored = torch.rand(len(images), generator=generator(seed, "flip", step)) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+class StoredDataset(ABC):
+    """`batch` and `take` of a data set with numbered elements; a subclass says how to read them.
+
+    Args:
+        spec: what the elements are.
+        horizontal_flip: mirror each training image with probability 1/2.
+    """
+
+    def __init__(self, spec: DataSpec, *, horizontal_flip: bool) -> None:
+        self.spec = spec
+        self._horizontal_flip = horizontal_flip
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of elements."""
+
+    @abstractmethod
+    def _select(self, indices: Tensor) -> Batch:
+        """The elements of these numbers, unmirrored."""
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The elements of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
+        batch = self._select(epoch_indices(len(self), step, size, seed))
+        values = flip_at_random(batch.values, step, seed) if self._horizontal_flip else batch.values
+        return Batch(values, batch.labels)
+
+    def take(self, count: int, seed: int) -> Batch:
+        """`count` distinct random elements, never mirrored; see `Dataset.take`."""
+        return self._select(distinct_indices(len(self), count, seed))

@@ -14,7 +14,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from tvmatch.data.base import Batch, distinct_indices, epoch_indices, flip_at_random
+from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.config import ImagesData
 from tvmatch.data.image_source import RowNames, one_line, open_source
 from tvmatch.data.pixels import decode
@@ -34,7 +34,7 @@ _PREPARED = datasets.Features(
 )
 
 
-class ImageDataset:
+class ImageDataset(StoredDataset):
     """Images kept as bytes in a memory-mapped Arrow file, with their classes if asked for.
 
     Made by `ImagesData(...).load()`. Can be pickled, so `DataLoader` workers can use it.
@@ -60,26 +60,15 @@ class ImageDataset:
         *,
         horizontal_flip: bool,
     ) -> None:
-        self.spec = spec
+        super().__init__(spec, horizontal_flip=horizontal_flip)
         self.skipped = len(rows) - len(usable)
         self._rows = rows
         self._labels = labels
         self._usable = usable
-        self._horizontal_flip = horizontal_flip
 
     def __len__(self) -> int:
         """Number of images, those left out not counted."""
         return len(self._usable)
-
-    def batch(self, step: int, size: int, seed: int) -> Batch:
-        """The images of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
-        batch = self._select(epoch_indices(len(self), step, size, seed))
-        values = flip_at_random(batch.values, step, seed) if self._horizontal_flip else batch.values
-        return Batch(values, batch.labels)
-
-    def take(self, count: int, seed: int) -> Batch:
-        """`count` distinct random images, never mirrored; see `Dataset.take`."""
-        return self._select(distinct_indices(len(self), count, seed))
 
     def _select(self, indices: Tensor) -> Batch:
         numbers = self._usable[indices]

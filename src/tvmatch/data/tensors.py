@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tvmatch.data.base import Batch, distinct_indices, epoch_indices, flip_at_random
+from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
 
-class TensorDataset:
+class TensorDataset(StoredDataset):
     """Images or points given as one tensor.
 
     Args:
@@ -43,29 +43,19 @@ class TensorDataset:
         image = values.ndim == 4
         if horizontal_flip and not image:
             raise InputError("horizontal_flip: only images can be mirrored, these are points")
-        self._horizontal_flip = horizontal_flip
         size = values.shape[1]
-        self.spec = DataSpec(
+        spec = DataSpec(
             kind="image" if image else "points",
             shape=tuple(values.shape[1:]),
             class_names=names,
             mean=tuple(mean) if mean is not None else (0.5 if image else 0.0,) * size,
             std=tuple(std) if std is not None else (0.5 if image else 1.0,) * size,
         )
+        super().__init__(spec, horizontal_flip=horizontal_flip)
 
     def __len__(self) -> int:
         """Number of elements."""
         return len(self._values)
-
-    def batch(self, step: int, size: int, seed: int) -> Batch:
-        """The elements of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
-        batch = self._select(epoch_indices(len(self), step, size, seed))
-        values = flip_at_random(batch.values, step, seed) if self._horizontal_flip else batch.values
-        return Batch(values, batch.labels)
-
-    def take(self, count: int, seed: int) -> Batch:
-        """`count` distinct random elements, never mirrored; see `Dataset.take`."""
-        return self._select(distinct_indices(len(self), count, seed))
 
     def _select(self, indices: Tensor) -> Batch:
         values = self._values[indices]

@@ -1,6 +1,6 @@
 """Training: configuration, step, loop, checkpoints."""
 
-from tvmatch.training.checkpoint import checkpoints
+from tvmatch.training.checkpoint import checkpoints, last_checkpoint
 from tvmatch.training.config import Config
 from tvmatch.training.loop import Trainer, train
 from tvmatch.training.non_finite import NonFiniteError
@@ -16,6 +16,7 @@ __all__ = [
     "Trainer",
     "check_out",
     "checkpoints",
+    "last_checkpoint",
     "recipe",
     "recipe_names",
     "resolve_device",

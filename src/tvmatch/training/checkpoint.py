@@ -93,9 +93,7 @@ def save_checkpoint(
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = checkpoints(run)
-        former = f"the last good checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
-        raise InputError(f"{final}: cannot be saved ({error}); {former}") from None
+        raise InputError(f"{final}: cannot be saved ({error}); {last_checkpoint(run)}") from None
     if keep is not None:
         for old in checkpoints(run)[:-keep]:
             removed = old.rename(old.with_name(f".{old.name}.removed"))  # not half of one, if killed here
@@ -139,6 +137,12 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
         raise InputError(f"{folder / 'training.json'}: incomplete") from None
     _load_moments(state, groups, source)
     return build
+
+
+def last_checkpoint(run: Path) -> str:
+    """What there is to go back to, to end an error message with."""
+    saved = checkpoints(run)
+    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from tvmatch.training.checkpoint import (
     build_facts,
     checkpoints,
     first_non_finite,
+    last_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
@@ -161,7 +162,7 @@ class Trainer:
             self._run(last)
         except OSError as error:
             raise InputError(
-                f"{error.filename or self.out}: {error.strerror or error}; {self._last_checkpoint()}"
+                f"{error.filename or self.out}: {error.strerror or error}; {last_checkpoint(self.out)}"
             ) from error
         return self.trained_model()
 
@@ -233,10 +234,6 @@ class Trainer:
             self._build_facts(),
             keep=self.config.training.keep_checkpoints,
         )
-
-    def _last_checkpoint(self) -> str:
-        saved = checkpoints(self.out)
-        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def _difference(key: str, saved: Any, ours: Any) -> str:
