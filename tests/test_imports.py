@@ -44,6 +44,7 @@ ALLOWED[""] = {"dual", "errors", "trained_model", "training"}
 
 # Beside the standard library.
 LIGHT = {"torch", "numpy", "safetensors"}
+KERNELS = {"triton"}  # inside `attention`, where the next test says by which files
 LIGHT_ROOMS = {
     *FOUNDATIONS,
     "dual",
@@ -133,14 +134,27 @@ def test_the_map_of_rooms_has_no_cycles() -> None:
 def test_the_core_needs_pytorch_numpy_and_safetensors_alone(room: str) -> None:
     own = [file for file in files() if room_of_file(file) == room]
     assert own, "the room is empty or was renamed"
-    allowed = LIGHT | {"tvmatch"} | sys.stdlib_module_names
+    allowed = LIGHT | {"tvmatch"} | sys.stdlib_module_names | (KERNELS if room == "attention" else set())
     found = [item for file in own for item in imports(file) if item.module.split(".")[0] not in allowed]
     assert not found, [str(item) for item in found]
 
 
-def test_no_file_imports_triton() -> None:
-    found = [str(item) for file in files() for item in imports(file) if item.module.split(".")[0] == "triton"]
-    assert not found
+def test_only_the_kernels_and_their_launcher_import_triton() -> None:
+    found = {
+        str(item.file.relative_to(ROOT))
+        for file in files()
+        for item in imports(file)
+        if item.module.split(".")[0] == "triton"
+    }
+    assert {name for name in found if not name.startswith("attention/kernels/")} == {"attention/launch.py"}
+    loaded_by = {
+        str(item.file.relative_to(ROOT))
+        for file in files()
+        for item in imports(file)
+        if item.module.startswith(("tvmatch.attention.launch", "tvmatch.attention.kernels"))
+    }
+    others = {name for name in loaded_by if not name.startswith("attention/")}
+    assert not others, "the operators are the door to the kernels"
 
 
 def test_import_loads_no_heavy_package() -> None:

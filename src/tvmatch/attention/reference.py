@@ -8,38 +8,70 @@ import math
 import torch
 from torch import Tensor
 
-from tvmatch.dual import Dual
+from tvmatch.dual import Dual, linear_map
 
 
-def attention_reference(q: Dual, k: Dual, v: Dual, *, scale: float | None = None) -> Dual:
+def attention_reference(
+    q: Dual,
+    k: Dual,
+    v: Dual,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_lengths: Tensor | None = None,
+) -> Dual:
     """O = P V with P = softmax(S), S = α Q Kᵀ, and its tangent Ȯ = Ṗ V + P V̇.
 
-    Ṡ = α (Q̇ Kᵀ + Q K̇ᵀ), μ_i = Σ_j P_ij Ṡ_ij, Ṗ = P ∘ (Ṡ − μ). The N × M matrices are held in memory, and
-    the softmax is computed in float32 at least.
+    Ṡ = α (Q̇ Kᵀ + Q K̇ᵀ), μ_i = Σ_j P_ij Ṡ_ij, Ṗ = P ∘ (Ṡ − μ). A hidden key has S = −∞, so P = Ṗ = 0; a
+    query with no keys has P = 0 throughout. The N × M matrices are held in memory. Half precision is computed
+    in float32 and rounded at the end.
+
+    The arguments are not checked here: `attention` does that.
 
     Args:
         q: (B, H, N, D).
         k: (B, H, M, D).
-        v: (B, H, M, D).
+        v: (B, H, M, D). Keys and values must be finite also where they are hidden.
         scale: α, by default D^(−1/2).
+        causal: query i sees the keys j ≤ i alone, whatever N and M.
+        key_lengths: integers (B,) in 0 … M; the keys from there on are hidden. None: all are seen.
 
     Returns:
-        (B, H, N, D); the tangent is None if all three tangents are.
+        (B, H, N, D) in the precision of q; the tangent is None if all three tangents are.
     """
     scale = 1 / math.sqrt(q.value.shape[-1]) if scale is None else scale
-    scores = scale * (q.value @ k.value.mT)
-    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    weights = probabilities.to(v.value.dtype)
-    output = weights @ v.value
+    dtype = q.value.dtype
+    precision = torch.promote_types(dtype, torch.float32)
+    q, k, v = (linear_map(lambda x: x.to(precision), x) for x in (q, k, v))
 
-    tangent = None if v.tangent is None else weights @ v.tangent
+    probabilities = _softmax(scale * (q.value @ k.value.mT), causal, key_lengths)
+    output = probabilities @ v.value
+
+    tangent = None if v.tangent is None else probabilities @ v.tangent
     scores_tangent = _scores_tangent(q, k)
     if scores_tangent is not None:
         scores_tangent = scale * scores_tangent
         mean = (probabilities * scores_tangent).sum(-1, keepdim=True)
-        moved = (probabilities * (scores_tangent - mean)).to(v.value.dtype) @ v.value
+        moved = (probabilities * (scores_tangent - mean)) @ v.value
         tangent = moved if tangent is None else tangent + moved
-    return Dual(output, tangent)
+    return linear_map(lambda x: x.to(dtype), Dual(output, tangent))
+
+
+def _softmax(scores: Tensor, causal: bool, key_lengths: Tensor | None) -> Tensor:
+    """P of shape (B, H, N, M): softmax over the keys that are not hidden."""
+    if not causal and key_lengths is None:
+        return scores.softmax(-1)
+    queries, keys = scores.shape[-2:]
+    hidden = torch.zeros(queries, keys, dtype=torch.bool, device=scores.device)
+    if causal:
+        hidden = ~hidden.logical_not().tril()
+    if key_lengths is not None:
+        positions = torch.arange(keys, device=scores.device)
+        hidden = hidden | (positions >= key_lengths[:, None, None, None])
+    # A softmax of −∞ alone is NaN, and 0 · NaN stays NaN in its gradient: rows without keys are left as they
+    # are, which is finite, and cleared afterwards.
+    empty = hidden.all(-1, keepdim=True)
+    return scores.masked_fill(hidden & ~empty, -math.inf).softmax(-1).masked_fill(empty, 0.0)
 
 
 def _scores_tangent(q: Dual, k: Dual) -> Tensor | None:
