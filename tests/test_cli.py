@@ -121,6 +121,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
         "evaluate": ["--samples", "--steps", "metrics.json", "no FID"],
         "recipes": ["start a configuration of one's own"],
         "info": ["its newest checkpoint"],
+        "check": ["--device", "--dtype", "bfloat16 and float16: autocast", "--model", "exit code is 1"],
     }[name]
     for words in expected:
         assert words in text

@@ -35,9 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "pictures": FOUNDATIONS,
 }
 CORE = set(ALLOWED) - {"pictures"}
+ALLOWED["check"] = CORE
 ALLOWED["training"] = CORE | {"pictures"}
 ALLOWED["evaluation"] = CORE | {"pictures"}
-ALLOWED["cli"] = CORE | {"pictures", "training", "evaluation", ""}
+ALLOWED["cli"] = CORE | {"pictures", "check", "training", "evaluation", ""}
 ALLOWED["__main__"] = {"cli"}
 # The package itself: what it shows, and what it imports when first asked for.
 ALLOWED[""] = {"dual", "errors", "trained_model", "training"}
@@ -58,6 +59,7 @@ LIGHT_ROOMS = {
     "trained_model",
     "interop",
     "theory",
+    "check",
     "",
 }
 # Of these PyTorch itself may load the second kind.

@@ -10,10 +10,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tvmatch.attention.arguments import as_duals, check_arguments
+from tvmatch.attention.drop_in import repair_forward_mode, scaled_dot_product_attention
 from tvmatch.attention.reference import attention_reference
 from tvmatch.dual import Dual, linear_map
 
-__all__ = ["Backend", "attention", "attention_reference"]
+__all__ = [
+    "Backend",
+    "attention",
+    "attention_reference",
+    "repair_forward_mode",
+    "scaled_dot_product_attention",
+]
 
 Backend = Literal["auto", "reference", "triton"]
 

@@ -53,7 +53,7 @@ def attend(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
     """
     if torch.compiler.is_compiling():
         plain = backend == "reference" or (backend == "auto" and q.value.device.type != "cuda")
-        if plain and _is_single_level() and _hides_tangent(q, k, v):
+        if plain and is_single_level() and hides_tangent(q, k, v):
             return _attend_at_one_level(compute, q, k, v, "reference")
     result: Dual = _attend_eagerly(compute, q, k, v, backend)
     return result
@@ -66,9 +66,9 @@ def attend(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
     "without fullgraph=True"
 )
 def _attend_eagerly(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
-    if not _is_single_level():
+    if not is_single_level():
         return _attend_by_reference(compute, q, k, v, backend)
-    if not _hides_tangent(q, k, v):
+    if not hides_tangent(q, k, v):
         return compute(q, k, v, backend)
     return _attend_at_one_level(compute, q, k, v, backend)
 
@@ -93,13 +93,13 @@ def _attend_by_reference(compute: Attention, q: Dual, k: Dual, v: Dual, backend:
     return compute(q, k, v, "reference")
 
 
-def _hides_tangent(*duals: Dual) -> bool:
+def hides_tangent(*duals: Dual) -> bool:
     """Whether a part carries a tangent of the open level."""
     parts = [part for x in duals for part in x if part is not None]
     return any(forward_ad.unpack_dual(part).tangent is not None for part in parts)
 
 
-def _is_single_level() -> bool:
+def is_single_level() -> bool:
     """Whether one `torch.func.jvp` is the only transform of `torch.func`, or `dual_level` stands alone."""
     if not torch._C._are_functorch_transforms_active():
         return True

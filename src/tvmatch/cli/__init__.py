@@ -1,4 +1,4 @@
-"""The command line: `tvmatch train`, `sample`, `evaluate`, `recipes`, `info`."""
+"""The command line: `tvmatch train`, `sample`, `evaluate`, `recipes`, `info`, `check`."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint against real data",
     "recipes": "list the recipes, or print one",
     "info": "what a checkpoint holds",
+    "check": "compare this machine's derivatives and gradients with float64",
 }
 
 HELP = f"""\
@@ -35,6 +36,7 @@ examples:
   tvmatch train --resume runs/digits            continue an interrupted run
   tvmatch sample runs/digits --labels 3,8 --count 16 --steps 1,4 --out digits.png
   tvmatch evaluate runs/digits --steps 1,2,4
+  tvmatch check --device cuda --dtype bfloat16  are derivatives and gradients right on this machine?
 """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tvmatch.attention import repair_forward_mode
 from tvmatch.dual import Dual, as_dual
 
 
@@ -14,8 +15,10 @@ class JVPNetwork(nn.Module):
 
     Where an input carries a tangent, the tangent of the output is `torch.func.jvp` of the module; without one
     the module is simply called. Reverse mode through the tangent works for every module made of operators
-    that have a forward-mode rule. PyTorch raises for those that lack one (its fused attention, for example),
-    except for operators registered with `torch.library`, whose tangent would silently be zero.
+    that have a forward-mode rule, and for PyTorch's attention and layer norm, whose rules are missing or
+    wrong: they are replaced for the time of the call, see `attention.repair_forward_mode`. PyTorch raises for other
+    operators that lack a rule, except for those registered with `torch.library`, whose tangent would silently
+    be zero.
 
     Args:
         module: a callable of (x, t, s) and, if its `forward` names them, `labels` and `guidance_weight`.
@@ -26,7 +29,8 @@ class JVPNetwork(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        parameters = inspect.signature(module.forward).parameters
+        uncompiled = getattr(module, "_orig_mod", module)  # torch.compile hides the arguments
+        parameters = inspect.signature(uncompiled.forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self.accepted = {name for name in ("labels", "guidance_weight") if takes_any or name in parameters}
 
@@ -58,5 +62,6 @@ class JVPNetwork(nn.Module):
             torch.zeros_like(value) if argument.tangent is None else argument.tangent.contiguous()
             for value, argument in zip(values, arguments, strict=True)
         )
-        result = torch.func.jvp(lambda *inputs: self.module(*inputs, **extras), values, tangents)
+        with repair_forward_mode():
+            result = torch.func.jvp(lambda *inputs: self.module(*inputs, **extras), values, tangents)
         return Dual(result[0], result[1])

@@ -1,0 +1,15 @@
+"""Whether attention and networks compute what they should, on one's own device and in one's own precision."""
+
+from tvmatch.check.attention import check_attention, obstacle_to_kernels, own_case
+from tvmatch.check.comparison import Comparison, Setting
+from tvmatch.check.network import check_network, random_model
+
+__all__ = [
+    "Comparison",
+    "Setting",
+    "check_attention",
+    "check_network",
+    "obstacle_to_kernels",
+    "own_case",
+    "random_model",
+]

@@ -1,0 +1,269 @@
+"""A network in any precision and on any device against float64 on the CPU and finite differences."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tvmatch.check.comparison import (
+    EXACT,
+    Comparison,
+    Setting,
+    failure,
+    perturbed,
+    relative_error,
+    tolerance,
+)
+from tvmatch.data.spec import DataSpec
+from tvmatch.dual import Dual
+from tvmatch.errors import InputError
+from tvmatch.flow_map import Network
+from tvmatch.models import DiT, DiTConfig
+from tvmatch.objectives import tvm_loss
+from tvmatch.seeds import generator
+from tvmatch.trained_model import TrainedModel
+
+# Multiplies the loss. A power of two changes no digit, and float16 keeps gradients that are small.
+LOSS_SCALE = 2.0**10
+# What central differences in float64 are good for at worst: 1e-11 is usual, but after a few training steps
+# the loss hardly hangs on most weights, and its own rounding left 1e-7.
+DIFFERENCES = 1e-6
+
+
+class Inputs(NamedTuple):
+    """Arguments of the loss for two samples, the second with its label dropped (and w = 1)."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    s: Tensor
+    s_prime: Tensor
+    labels: Tensor | None
+    guidance_weight: Tensor | None
+
+
+class Answer(NamedTuple):
+    """F and ∂_s F (B, ...) at x = noise, and the gradient of the loss by each parameter."""
+
+    value: Tensor
+    tangent: Tensor
+    gradients: list[Tensor]
+
+
+def random_model(preset: str) -> TrainedModel:
+    """A DiT of a preset for small images of ten classes, every weight random: zeros hide what is behind.
+
+    Weights of linear layers are N(0, 1/fan-in), scales 1 + N(0, 0.3²) and biases N(0, 0.3²).
+    """
+    names = tuple("0123456789")
+    spec = DataSpec("image", (4, 8, 8), names, (0.0,) * 4, (1.0,) * 4)
+    with torch.device("meta"):  # without the initial weights, which take long to draw for a large preset
+        network = DiT(DiTConfig(preset=preset), spec.shape, spec.class_count)
+    network.to_empty(device="cpu").fill_positions()
+    random = generator(0, "check", "weights")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            scale, mean = (0.3, float(name.endswith("weight")))
+            if parameter.ndim == 2:
+                scale, mean = 1 / math.sqrt(parameter.shape[1]), 0.0
+            parameter.normal_(mean, scale, generator=random)
+    return TrainedModel(network, spec, scaled=True, guidance=1.5)
+
+
+def check_network(model: TrainedModel, setting: Setting) -> list[Comparison]:
+    """F, ∂_s F and the gradient of the TVM loss, which goes through ∂_s F, with the model's own weights.
+
+    ∂_s F is compared with finite differences; the gradient with that of a float64 copy on the CPU, and this
+    one with finite differences of the loss. The target network is the network itself.
+
+    Args:
+        model: its network stays as it is.
+        setting: device and precision.
+
+    Raises:
+        InputError: if ∂_s F is zero throughout, as in an untrained network.
+    """
+    try:
+        return _compare(model, setting)
+    except InputError:
+        raise
+    except Exception as error:  # whatever it is, it is the finding
+        return [failure("network", "F and its derivatives", error)]
+
+
+def _compare(model: TrainedModel, setting: Setting) -> list[Comparison]:
+    inputs = _draw(model)
+    network = deepcopy(model.network).to(setting.device, setting.weights_dtype).requires_grad_()
+    actual = _answer(network, model.scaled, inputs, setting)
+    del network  # a large one is a matter of gigabytes
+    network = deepcopy(model.network).to(EXACT.device, EXACT.weights_dtype).requires_grad_()
+    value, slope = _value_and_slope(network, inputs)
+    if not slope.any():
+        raise InputError("model: its ∂_s F is zero, as in an untrained network: there is nothing to compare")
+    exact = _answer(network, model.scaled, inputs, EXACT)
+    product, difference = _slopes_of_loss(network, model.scaled, inputs, exact.gradients)
+    changed = _changed_answer(network, model.scaled, inputs, setting)
+    return [
+        Comparison(
+            "network",
+            "F",
+            "value",
+            relative_error([actual.value], [value]),
+            tolerance(setting, [changed.value], [exact.value]),
+        ),
+        Comparison(
+            "network",
+            "∂_s F, by differences",
+            "tangent",
+            relative_error([actual.tangent], [slope]),
+            tolerance(setting, [changed.tangent], [exact.tangent]) + DIFFERENCES,
+        ),
+        Comparison(
+            "network",
+            "gradient of the loss",
+            "gradient",
+            relative_error(actual.gradients, exact.gradients),
+            tolerance(setting, changed.gradients, exact.gradients),
+        ),
+        Comparison(
+            "network",
+            "its float64, by differences",
+            "gradient",
+            relative_error([product], [difference]),
+            DIFFERENCES,
+        ),
+    ]
+
+
+def _draw(model: TrainedModel) -> Inputs:
+    """Standard normal data and noise; numbers that float32 can hold."""
+    random = generator(0, "check", "inputs")
+    x0, noise = torch.randn(2, 2, *model.spec.shape, generator=random)
+    weight = model.guidance[1] if isinstance(model.guidance, tuple) else model.guidance
+    count = model.spec.class_count
+    return Inputs(
+        x0,
+        noise,
+        t=torch.tensor([0.9, 0.6]),
+        s=torch.tensor([0.3, 0.5]),
+        s_prime=torch.tensor([0.7, 0.2]),
+        labels=torch.tensor([0, count]) if count else None,
+        guidance_weight=None if weight == 1 else torch.tensor([weight, 1.0]),
+    )
+
+
+def _cast(inputs: Inputs, setting: Setting) -> Inputs:
+    """The inputs as a network in this setting takes them; labels stay whole numbers."""
+
+    def cast(x: Any) -> Any:
+        floating = x is not None and x.is_floating_point()
+        return x if x is None else x.to(setting.device, setting.weights_dtype if floating else None)
+
+    return Inputs(*map(cast, inputs))
+
+
+def _loss(network: Network, target: Network, scaled: bool, inputs: Inputs) -> Tensor:
+    return LOSS_SCALE * tvm_loss(network, target, *inputs, scaled=scaled).loss
+
+
+def _answer(network: nn.Module, scaled: bool, inputs: Inputs, setting: Setting) -> Answer:
+    inputs = _cast(inputs, setting)
+    parameters = list(network.parameters())
+    with setting.autocast():
+        with torch.no_grad():
+            s = Dual(inputs.s, torch.ones_like(inputs.s))
+            output = network(inputs.noise, inputs.t, s, inputs.labels, inputs.guidance_weight)
+        loss = _loss(network, network, scaled, inputs)
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    tangent = torch.zeros_like(output.value) if output.tangent is None else output.tangent
+    return Answer(output.value.cpu(), tangent.cpu(), [gradient.cpu() for gradient in gradients])
+
+
+def _changed_answer(network: nn.Module, scaled: bool, inputs: Inputs, setting: Setting) -> Answer:
+    """In float64, but data, noise and every layer's output are off by u, value and tangent independently."""
+    u, random = setting.unit_roundoff, generator(0, "check", "perturbation")
+
+    def change(output: Any) -> Any:
+        if isinstance(output, Dual):
+            return Dual(change(output.value), change(output.tangent))
+        if isinstance(output, tuple):
+            return tuple(map(change, output))
+        return None if output is None else perturbed(output, u, random)
+
+    inputs = _cast(inputs, EXACT)
+    inputs = inputs._replace(x0=change(inputs.x0), noise=change(inputs.noise))
+    hooks = [
+        module.register_forward_hook(lambda _module, _arguments, output: change(output))
+        for module in network.modules()
+    ]
+    answer = _answer(network, scaled, inputs, EXACT)
+    for hook in hooks:
+        hook.remove()
+    return answer
+
+
+def _central_difference(function: Callable[[float], Tensor], step: float) -> Tensor:
+    """f′(0) to fourth order: [8 (f(h) − f(−h)) − (f(2h) − f(−2h))] / 12h."""
+    near = function(step) - function(-step)
+    far = function(2 * step) - function(-2 * step)
+    return (8 * near - far) / (12 * step)
+
+
+@torch.no_grad()
+def _value_and_slope(network: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """F, and ∂_s F from values of F alone."""
+    _, x, t, s, _, labels, weight = _cast(inputs, EXACT)
+
+    def value(step: float) -> Tensor:
+        output: Tensor = network(x, t, s + step, labels, weight)
+        return output
+
+    return value(0.0), _central_difference(value, 1e-3)
+
+
+@torch.no_grad()
+def _slopes_of_loss(
+    network: nn.Module, scaled: bool, inputs: Inputs, gradients: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The loss's derivative along its own gradient, as a scalar product and by differences of the loss.
+
+    Every parameter moves along its gradient by the same fraction of its length, so that all of them count.
+    What the target network said is held, as the objective's gradient has it.
+    """
+    inputs = _cast(inputs, EXACT)
+    said: list[Any] = []
+
+    def listen(
+        x: Tensor | Dual,
+        t: Tensor | Dual,
+        s: Tensor | Dual,
+        labels: Tensor | None = None,
+        guidance_weight: Tensor | None = None,
+    ) -> Tensor | Dual:
+        said.append(network(x, t, s, labels, guidance_weight))
+        return said[-1]  # type: ignore[no-any-return]
+
+    loss = float(_loss(network, listen, scaled, inputs))
+    pairs = list(zip(network.parameters(), gradients, strict=True))
+    lengths = [
+        float(weight.norm() / gradient.norm()) if gradient.any() else 0.0 for weight, gradient in pairs
+    ]
+    product = torch.stack(
+        [length * gradient.square().sum() for length, (_, gradient) in zip(lengths, pairs, strict=True)]
+    ).sum()
+    at = 0.0
+
+    def loss_at(step: float) -> Tensor:
+        nonlocal at
+        for length, (weight, gradient) in zip(lengths, pairs, strict=True):
+            weight.add_(gradient, alpha=(step - at) * length)
+        at, answers = step, iter(said)
+        return _loss(network, lambda *_: next(answers), scaled, inputs)
+
+    # The loss changes by 1e-4 of itself, far above its rounding, and no parameter by more than that.
+    difference = _central_difference(loss_at, 1e-4 / max(1.0, float(product) / loss))
+    loss_at(0.0)
+    return product, difference

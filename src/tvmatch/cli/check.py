@@ -1,0 +1,145 @@
+"""`tvmatch check`: are attention, the network's derivative and its gradients right on this machine?"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tvmatch import __version__
+from tvmatch.check import (
+    Comparison,
+    Setting,
+    check_attention,
+    check_network,
+    obstacle_to_kernels,
+    own_case,
+    random_model,
+)
+from tvmatch.cli.options import DEVICE_HELP
+from tvmatch.errors import InputError
+from tvmatch.models import PRESETS
+from tvmatch.trained_model import TrainedModel, load
+from tvmatch.training import resolve_device
+from tvmatch.training.recipes import OneLineParser
+
+DESCRIPTION = """\
+Compare what this machine computes with float64 on its CPU: attention's value, tangent and gradients; the
+network's derivative ∂_s F, with finite differences; and the gradient of the loss, which goes through ∂_s F.
+An error is relative; how large it may be is measured, by what rounding every number once in this precision
+does to the exact answer. The exit code is 1 if anything is off."""
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def run(arguments: list[str]) -> int:
+    """Compute, compare, print a table."""
+    parser = OneLineParser(prog="tvmatch check", description=DESCRIPTION)
+    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
+    parser.add_argument(
+        "--dtype",
+        type=str,
+        default="auto",
+        help=f"{', '.join(DTYPES)} (bfloat16 and float16: autocast; auto: as in training)",
+    )
+    parser.add_argument(
+        "--model",
+        type=str,
+        default="tiny/2",
+        help=f"a run folder, a checkpoint, or with random weights {', '.join(PRESETS)} (default: tiny/2)",
+    )
+    parsed = parser.parse_args(arguments)
+
+    setting = _setting(parsed.device, parsed.dtype)
+    model, name = _model(parsed.model)
+    with Console(stderr=True).status("checking"):
+        of_network = check_network(model, setting)
+        checks = _grouped(check_attention(setting, own_case(model.network)) + of_network)
+    _print_facts(setting, model, name)
+    Console().print(_table(checks))
+    return _verdict(checks)
+
+
+def _setting(device_name: str, dtype_name: str) -> Setting:
+    """The device and precision asked for, which must go together."""
+    device = resolve_device(device_name)
+    if dtype_name == "auto":
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype_name = "bfloat16" if supported else "float32"
+    if dtype_name not in DTYPES:
+        raise InputError(f"dtype: must be one of auto, {', '.join(DTYPES)}, got {dtype_name!r}")
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    try:
+        torch.zeros(1, device=device, dtype=dtype)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"dtype: {device} has no {dtype_name} ({str(error).splitlines()[0]})") from None
+    return Setting(device, dtype)
+
+
+def _model(name: str) -> tuple[TrainedModel, str]:
+    """The model of a preset or path, and how to call it."""
+    if name in PRESETS:
+        return random_model(name), f"{name} with random weights"
+    try:
+        return load(name), name
+    except InputError as error:
+        raise InputError(
+            f"model: {error}; take a run folder, a checkpoint, or {', '.join(PRESETS)}"
+        ) from None
+
+
+def _print_facts(setting: Setting, model: TrainedModel, name: str) -> None:
+    device, dtype = setting.device, str(setting.dtype).removeprefix("torch.")
+    hardware = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    print(f"tvmatch {__version__}, PyTorch {torch.__version__}, {hardware}, {dtype}")
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    print(f"network: {name}, {parameters:,} parameters")
+    obstacle = obstacle_to_kernels(setting)
+    if device.type == "cuda" and obstacle is not None:
+        print(f"fused attention kernels are not used: {obstacle}")
+
+
+def _grouped(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
+    """All parts of one computation by one backend together."""
+    checks: dict[tuple[str, str, str], list[Comparison]] = {}
+    for comparison in comparisons:
+        key = comparison.subject, comparison.name, comparison.backend
+        checks.setdefault(key, []).append(comparison)
+    return list(checks.values())
+
+
+def _off(check: list[Comparison]) -> list[Comparison]:
+    return [comparison for comparison in check if not comparison.passed]
+
+
+def _table(checks: list[list[Comparison]]) -> Table:
+    """A row a check, with the part that comes closest to its limit, or a row for each part that is off."""
+    table = Table(box=None)
+    for column in ("check", "by", "worst part"):
+        table.add_column(column)
+    for column in ("error", "allowed", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    subject = ""
+    for check in checks:
+        if check[0].subject != subject:
+            subject = check[0].subject
+            table.add_row(f"[bold]{subject}[/]")
+        for shown in _off(check) or [max(check, key=lambda part: part.error / part.tolerance)]:
+            numbers = ("–" if math.isnan(x) else f"{x:.1e}" for x in (shown.error, shown.tolerance))
+            mark = "[green]ok[/]" if shown.passed else "[bold red]OFF[/]"
+            table.add_row(f"  {escape(shown.name)}", shown.backend, escape(shown.part), *numbers, mark)
+    return table
+
+
+def _verdict(checks: list[list[Comparison]]) -> int:
+    """The last line, and the exit code."""
+    off = []
+    for first, *_ in filter(_off, checks):
+        by = f" ({first.backend})" if first.backend else ""
+        off.append(f"{first.subject}: {first.name}{by}")
+    if off:
+        print(f"{len(off)} of {len(checks)} checks are off: {'; '.join(off)}")
+        return 1
+    print(f"all {len(checks)} checks passed")
+    return 0
