@@ -78,6 +78,7 @@ def compile_report(kernel: Any, arguments: dict[str, Any], **labels: Any) -> Rep
     """Compile for sm_90 and read the resource usage of the machine code."""
     compiled = kernel.warmup(grid=(1,), **arguments)
     capability = compiled.metadata.target.arch
+    assembler = "ptxas-blackwell" if capability >= 100 else "ptxas"
     target = f"sm_{capability}{'a' * (capability >= 90)}"
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
@@ -87,7 +88,7 @@ def compile_report(kernel: Any, arguments: dict[str, Any], **labels: Any) -> Rep
             [TOOLS / "cuobjdump", "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
         ).stdout
         assembled = subprocess.run(
-            [TOOLS / "ptxas", "-v", "--gpu-name", target, "-o", cubin, ptx],
+            [TOOLS / assembler, "-v", "--gpu-name", target, "-o", cubin, ptx],
             capture_output=True,
             text=True,
             check=True,

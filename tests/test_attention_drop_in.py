@@ -289,7 +289,7 @@ def test_plain_operators_where_there_is_no_kernel(call: Call, launches: list[str
 
 def test_the_call_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(drop_in, "_pytorch_attention", lambda *x, **y: seen.append((x, y)))
+    monkeypatch.setattr(drop_in, "pytorch_attention", lambda *x, **y: seen.append((x, y)))
     scaled_dot_product_attention("q", "k", "v", "m", 0.1, True, scale=2.0, enable_gqa=True)  # type: ignore[arg-type]
     scaled_dot_product_attention(query="q", key="k", value="v")  # type: ignore[arg-type]
     assert seen == [

@@ -119,8 +119,11 @@ def run(
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Four roundings to half precision (operands of two products, P, the result); float32 sums lose some."""
-    return max(4 * torch.finfo(dtype).eps, 3e-6)
+    """Four roundings to half precision (operands of two products, P, the result).
+
+    In float32, sums of some hundred terms and a GPU's approximate 2^x and log₂ x (2 ulp each) lose more.
+    """
+    return max(4 * torch.finfo(dtype).eps, 2e-5)
 
 
 def check(case: Case, result: Forward, gradients: Gradients, limit: float | None = None) -> None:
@@ -128,8 +131,11 @@ def check(case: Case, result: Forward, gradients: Gradients, limit: float | None
     expected, expected_gradients = oracle(case)
     limit = tolerance(case.operands.q.dtype) if limit is None else limit
     cotangents = [x for x in (case.gradient, case.tangent_gradient) if x is not None]
-    # A softmax over one key has gradients of exactly zero, and roundings of terms that cancel.
-    floor = 0.05 * float(sum(x.double().norm() for x in cotangents))
+    # A softmax over one key has gradients of exactly zero: what is left is the rounding of terms that cancel,
+    # which are as large as the cotangents times an operand. 0.05 keeps that below the gradients of others.
+    sizes = [float(x.double().abs().max()) for x in case.operands if x is not None and x.numel()]
+    largest = max([1.0, *sizes])
+    floor = 0.05 * largest * float(sum(x.double().norm() for x in cotangents))
     named = {"output": (result.output, expected.value), "tangent": (result.output_tangent, expected.tangent)}
     named |= {
         name: (getattr(gradients, name), getattr(expected_gradients, name)) for name in Gradients._fields
@@ -186,7 +192,12 @@ UNEQUAL = Tiles(
 
 @pytest.mark.parametrize("tiles", [TOGETHER, APART, UNEQUAL], ids=["together", "apart", "unequal"])
 @pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    derandomize=True,  # the same cases everywhere: on a GPU each is a compilation
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(case=cases())
 @example(case=make_case(keys=1, key_lengths=[0, 1]))
 def test_kernels_equal_the_reference(case: Case, tiles: Tiles, descriptors: bool) -> None:
@@ -211,6 +222,25 @@ def test_default_tiles(head_dim: int, dtype: torch.dtype) -> None:
     wide = dtype != torch.float32 and head_dim <= 128
     queries, keys = (140, 150) if wide else (20, 33)
     case = make_case(batch=1, heads=1, queries=queries, keys=keys, head_dim=head_dim, dtype=dtype)
+    check(case, *run(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("tangent", [True, False])
+def test_default_tiles_with_masks(head_dim: int, tangent: bool, dtype: torch.dtype) -> None:
+    """More than one tile each way, the last ones ragged, causal and key lengths together."""
+    case = make_case(
+        queries=200,
+        keys=190,
+        heads=1,
+        head_dim=head_dim,
+        tangents=(tangent,) * 3,
+        cotangents=(True, tangent),
+        key_lengths=[190, 77],
+        causal=True,
+        dtype=dtype,
+    )
     check(case, *run(case))
 
 
@@ -289,6 +319,33 @@ def test_columns_that_are_not_neighbours_are_copied() -> None:
     assert wide.q.stride(3) == 2
     result, gradients = run(case._replace(operands=wide))
     check(case, result, gradients)
+
+
+def test_key_lengths_in_any_layout() -> None:
+    """A slice with gaps and a repeated number are not read as if they were contiguous."""
+    case = make_case(batch=3, queries=20, keys=33, key_lengths=[5, 0, 33])
+    wide = torch.tensor([5, 33, 0, 33, 33, 33], device=DEVICE)[::2]
+    for lengths in (wide, wide.to(torch.int32), wide.to(torch.uint8)):
+        check(case, *run(case._replace(key_lengths=lengths)))
+    same = case._replace(key_lengths=torch.tensor([7], device=DEVICE).expand(3))
+    check(same, *run(same))
+
+
+def test_strides_of_any_order() -> None:
+    """Tensors laid out (B, H, rows, D), (H, B, rows, D) and with gaps between rows, mixed."""
+    case = make_case(queries=20, keys=33)
+    layouts = [
+        lambda x: x.contiguous(),
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+        lambda x: torch.cat([x, x], -1)[..., x.shape[-1] :],
+        lambda x: x.repeat_interleave(3, 2)[:, :, 1::3],
+        lambda x: x[:, [0]].expand_as(x) if x.shape[1] == 1 else x,
+    ]
+    assert all(x is not None for x in case.operands)
+    moved = Operands(*(layout(x) for layout, x in zip(layouts, case.operands, strict=True)))
+    for descriptors in (False, True):
+        check(case, *run(case._replace(operands=moved), tiles=TOGETHER, descriptors=descriptors))
 
 
 def test_empty_batch() -> None:

@@ -17,7 +17,7 @@ from helpers import central_difference, jvp, randomize_, relative_error
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tvmatch.attention import repair_forward_mode, scaled_dot_product_attention
+from tvmatch.attention import attention, repair_forward_mode, scaled_dot_product_attention
 from tvmatch.dual import Dual
 from tvmatch.models import JVPNetwork
 from tvmatch.seeds import generator
@@ -87,6 +87,22 @@ def test_another_function_that_was_there_comes_back(monkeypatch: pytest.MonkeyPa
     with repair_forward_mode():
         assert F.scaled_dot_product_attention is scaled_dot_product_attention
     assert F.scaled_dot_product_attention is plain_attention
+
+
+def test_a_branch_that_does_not_move() -> None:
+    """Attention among constants, such as a text beside the image: there is no tangent to take out."""
+    x, constant = torch.randn(2, 2, 3, 5, 4, dtype=torch.float64)
+
+    def model(x: Tensor) -> Tensor:
+        text = F.scaled_dot_product_attention(constant, constant, constant)
+        also = attention(constant, constant, constant)
+        return F.scaled_dot_product_attention(x, text, also)
+
+    with repair_forward_mode():
+        value, tangent = torch.func.jvp(model, (x,), (x,))
+    exact = plain_attention(constant, constant, constant)
+    expected = torch.func.jvp(lambda x: plain_attention(x, exact, exact), (x,), (x,))
+    torch.testing.assert_close((value, tangent), expected)
 
 
 @pytest.mark.parametrize("first_out", [0, 1])

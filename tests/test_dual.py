@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from tvmatch import dual
 from tvmatch.attention import attention, attention_reference
@@ -73,12 +75,35 @@ RULES = {
     "modulate": Rule(
         dual.modulate, lambda x, shift, scale: x * (1 + scale) + shift, ((2, 2, 3), (2, 1, 3), (1, 3))
     ),
+    "add_product": Rule(dual.add_product, lambda x, y, z: x + y * z, ((2, 2, 3), (2, 1, 3), (2, 2, 3))),
+    "unbind": Rule(lambda x: dual.unbind(x, 1)[1], lambda x: x[:, 1], ((2, 2, 3),)),
+    "split": Rule(lambda x: dual.split(x, (2, 1), 1)[0], lambda x: x[:, :2], ((2, 3, 2),)),
     "linear": Rule(dual.linear, F.linear, ((2, 2, 3),), ((4, 3), (4,))),
     "linear without bias": Rule(dual.linear, F.linear, ((2, 3),), ((4, 3),)),
     "silu": Rule(dual.silu, lambda x: x / (1 + torch.exp(-x)), ((2, 3),)),
     "gelu": Rule(dual.gelu, plain_gelu, ((2, 3),)),
     "rms_norm": Rule(dual.rms_norm, plain_rms_norm, ((2, 3),)),
     "layer_norm": Rule(dual.layer_norm, plain_layer_norm, ((2, 3),)),
+    "rms_norm, scaled": Rule(
+        lambda x, scale: dual.rms_norm(x, scale=scale),
+        lambda x, scale: plain_rms_norm(x) * scale,
+        ((2, 2, 3), (2, 3)),
+    ),
+    "rms_norm, shifted": Rule(
+        lambda x, shift: dual.rms_norm(x, shift=shift),
+        lambda x, shift: plain_rms_norm(x) + shift,
+        ((2, 2, 3), (2, 1, 3)),
+    ),
+    "rms_norm, scaled and shifted": Rule(
+        lambda x, scale, shift: dual.rms_norm(x, scale=scale, shift=shift),
+        lambda x, scale, shift: plain_rms_norm(x) * scale + shift,
+        ((2, 2, 3), (2, 1, 3), (3,)),
+    ),
+    "layer_norm, scaled and shifted": Rule(
+        lambda x, scale, shift: dual.layer_norm(x, scale=scale, shift=shift),
+        lambda x, scale, shift: plain_layer_norm(x) * scale + shift,
+        ((2, 3), (2, 3), (1, 3)),
+    ),
     "attention": Rule(attention, plain_attention, ((1, 2, 3, 2), (1, 2, 4, 2), (1, 2, 4, 2))),
     "scaled attention": Rule(
         lambda *x: attention(*x, scale=0.3),
@@ -292,8 +317,52 @@ def test_rms_norm_at_zero_has_slope_one_over_root_epsilon() -> None:
     assert_close(result.tangent, 1000 * tangent)
 
 
-def test_linear_under_autocast_keeps_one_precision() -> None:
+@pytest.fixture
+def one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `linear` does on a GPU, and when it is compiled."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+@pytest.mark.usefixtures("one_product")
+@pytest.mark.parametrize("name", ["linear", "linear without bias"])
+def test_one_product_for_value_and_tangent(name: str) -> None:
+    rule = RULES[name]
+    test_tangent_is_the_jvp(rule, (True,))
+    test_gradients_through_value_and_tangent(rule, (True,))
+    (x, dx), constants = (draw(*rule.shapes, seed=i)[0] for i in range(2)), draw(*rule.constants)
+    with FlopCounterMode(display=False) as counter:
+        rule.rule(Dual(x, dx), *constants)
+    (count,) = counter.get_flop_counts()["Global"].values()
+    assert count == 2 * 2 * x.numel() * 4  # value and tangent, a product and a sum, four features
+    assert len(products(lambda: rule.rule(Dual(x, dx), *constants))) == 1
+
+
+def products(function: Callable[[], object]) -> list[str]:
+    """The matrix products that `function` calls."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        function()
+    return [event.name for event in profiler.events() if event.name in ("aten::mm", "aten::addmm")]
+
+
+def test_an_unused_output_of_a_rule_has_no_gradient_of_its_own() -> None:
+    """The backward of the rules that have one takes an absent cotangent as zero."""
+    for rule in (dual.gelu, dual.rms_norm):
+        x, dx = (y.requires_grad_() for y in draw((2, 3), (2, 3)))
+        value, tangent = rule(Dual(x, dx))  # type: ignore[operator]
+        assert tangent is not None
+        whole = torch.autograd.grad((value + 0 * tangent).sum(), (x, dx), retain_graph=True)
+        for actual, expected in zip(
+            torch.autograd.grad(value.sum(), (x, dx), retain_graph=True), whole, strict=True
+        ):
+            assert torch.equal(actual, expected)
+        whole = torch.autograd.grad((tangent + 0 * value).sum(), (x, dx), retain_graph=True)
+        for actual, expected in zip(torch.autograd.grad(tangent.sum(), (x, dx)), whole, strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_linear_under_autocast_keeps_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and tangent in the precision of the plain product, though value and bias are added apart."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x, dx, weight, bias = (y.float() for y in draw((2, 3), (2, 3), (4, 3), (4,)))
     with torch.autocast("cpu", torch.bfloat16):
         plain, result = dual.linear(Dual(x), weight, bias), dual.linear(Dual(x, dx), weight, bias)
@@ -308,6 +377,17 @@ def test_mixed_precisions_give_value_and_tangent_the_wider(
 ) -> None:
     (x, y), (dx, dy) = draw((2, 3), (2, 3)), draw((2, 3), (2, 3), seed=1)
     result = rule(*carry([x.bfloat16(), y.float()], [dx.bfloat16(), dy.float()], carried))
+    assert result.tangent is not None
+    assert result.value.dtype == result.tangent.dtype == torch.float32
+
+
+@pytest.mark.parametrize("carried", list(itertools.product([False, True], repeat=3))[1:])
+@pytest.mark.parametrize("wide", [0, 1, 2])
+def test_mixed_precisions_in_a_product_that_is_added(carried: tuple[bool, ...], wide: int) -> None:
+    values, tangents = draw(*[(2, 3)] * 3), draw(*[(2, 3)] * 3, seed=1)
+    dtypes = [torch.float32 if place == wide else torch.bfloat16 for place in range(3)]
+    cast = [[x.to(dtype) for x, dtype in zip(part, dtypes, strict=True)] for part in (values, tangents)]
+    result = dual.add_product(*carry(*cast, carried))
     assert result.tangent is not None
     assert result.value.dtype == result.tangent.dtype == torch.float32
 

@@ -5,12 +5,15 @@ from functools import partial
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from tvmatch.attention.arguments import as_duals, check_arguments
-from tvmatch.attention.drop_in import repair_forward_mode, scaled_dot_product_attention
+from tvmatch.attention.drop_in import (
+    pytorch_attention,
+    repair_forward_mode,
+    scaled_dot_product_attention,
+)
 from tvmatch.attention.reference import attention_reference
 from tvmatch.dual import Dual, linear_map
 
@@ -109,7 +112,7 @@ def attention(
 
     Raises:
         TypeError: if dtypes are not floating-point or differ between q, k, v and their tangents, if
-            key_lengths are not integers, if float64 is forced onto "triton".
+            key_lengths are not integers or scale is not a number, if float64 is forced onto "triton".
         ValueError: if shapes or devices do not fit, the head width is above 256, key_lengths are outside
             0 … M, scale is not finite, or the backend is unknown.
         RuntimeError: if "triton" is forced where it cannot run; for a forward-mode transform around or inside
@@ -140,7 +143,7 @@ def _attend(
     q: Dual, k: Dual, v: Dual, scale: float | None, causal: bool, key_lengths: Tensor | None, backend: str
 ) -> Dual:
     """Check the arguments, then compute, in forward mode where a level of it is open."""
-    check_arguments(q, k, v, scale, key_lengths, backend)
+    check_arguments(q, k, v, scale, causal, key_lengths, backend)
     scale = 1 / math.sqrt(q.value.shape[-1]) if scale is None else float(scale)
     compute = partial(_compute, scale=scale, causal=causal, key_lengths=key_lengths)
     if forward_ad._current_level >= 0:
@@ -155,8 +158,9 @@ def _compute(
 ) -> Dual:
     """Attention on Duals by the backend that was asked for or, if that is "auto", fits best."""
     has_tangent = any(x.tangent is not None for x in (q, k, v))
-    if backend == "auto" and not has_tangent and key_lengths is None:
-        return Dual(F.scaled_dot_product_attention(q.value, k.value, v.value, scale=scale, is_causal=causal))
+    # PyTorch's gives NaN for a scale of zero or less where the mask is causal (seen on a CPU with 2.13).
+    if backend == "auto" and not has_tangent and key_lengths is None and scale > 0:
+        return Dual(pytorch_attention(q.value, k.value, v.value, scale=scale, is_causal=causal))
     if backend == "triton" or (backend == "auto" and q.value.device.type == "cuda"):
         obstacle = _obstacle_to_kernels(q.value, forced=backend == "triton")
         if obstacle is None:

@@ -10,6 +10,7 @@ from tvmatch.dual import Dual
 
 BACKENDS = ("auto", "reference", "triton")
 MAX_HEAD_DIM = 256
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_duals(*tensors: Any) -> tuple[Dual, Dual, Dual]:
@@ -27,7 +28,13 @@ def as_duals(*tensors: Any) -> tuple[Dual, Dual, Dual]:
 
 
 def check_arguments(
-    q: Dual, k: Dual, v: Dual, scale: float | None, key_lengths: Tensor | None, backend: str
+    q: Dual,
+    k: Dual,
+    v: Dual,
+    scale: float | None,
+    causal: bool,
+    key_lengths: Tensor | None,
+    backend: str,
 ) -> None:
     """Compare the arguments of `attention` with each other; see there for what they are.
 
@@ -35,13 +42,20 @@ def check_arguments(
     the check becomes an assertion in the graph, whose failure on a GPU ends the process's use of it.
 
     Raises:
-        TypeError: for something that is not a tensor, a precision that is not floating-point or not the same
-            everywhere, key lengths that are not integers.
+        TypeError: for something that is not a tensor, a precision that is not one of the four or not the same
+            everywhere, key lengths that are not integers, a scale that is not a number, causal that is not
+            True or False.
         ValueError: for shapes or devices that do not fit, an empty dimension, a head width above 256, a
             scale that is not finite, key lengths outside 0 … M, a backend of another name.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: one of {', '.join(BACKENDS)} is needed, got {backend!r}")
+    if not (scale is None or isinstance(scale, float | int | torch.SymFloat)):
+        raise TypeError(
+            f"scale: a number is needed, got {type(scale).__name__}; a tensor's factor belongs into q"
+        )
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal: True or False is needed, got {causal!r}")
     if scale is not None and not abs(scale) < math.inf:  # the compiler cannot trace math.isfinite
         raise ValueError(f"scale: a finite number is needed, got {scale}")
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -54,8 +68,11 @@ def check_arguments(
 
 
 def _check_one(name: str, x: Dual) -> None:
-    if not x.value.dtype.is_floating_point:
-        raise TypeError(f"{name}: a floating-point dtype is needed, got {x.value.dtype}")
+    if x.value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: a floating-point dtype is needed, float16, bfloat16, float32 or float64, "
+            f"got {x.value.dtype}"
+        )
     if x.value.ndim != 4:
         raise ValueError(
             f"{name}: four dimensions (batch, heads, length, head width) are needed, "

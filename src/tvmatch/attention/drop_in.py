@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_pytorch_attention = F.scaled_dot_product_attention
+# PyTorch's own, also while the name in `F` stands for another.
+pytorch_attention = F.scaled_dot_product_attention
 _pytorch_layer_norm = F.layer_norm
 _pytorch_batch_norm = F.batch_norm
 _pytorch_instance_norm = F.instance_norm
@@ -72,7 +73,7 @@ def scaled_dot_product_attention(
         RuntimeError: under `torch.compile(fullgraph=True)`, where a hidden tangent would be lost.
     """
     if forward_ad._current_level < 0:
-        return _pytorch_attention(
+        return pytorch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     from tvmatch.attention import sdpa

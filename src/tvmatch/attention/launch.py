@@ -121,7 +121,7 @@ class _Problem:
         descriptors: bool | None,
     ) -> None:
         self.operands = operands
-        self.key_lengths = key_lengths
+        self.key_lengths = None if key_lengths is None else key_lengths.contiguous()
         self.scale, self.causal = scale, causal
         self.descriptors = _has_copy_engine(operands.q.device) if descriptors is None else descriptors
 
@@ -193,12 +193,13 @@ def _readable(x: Tensor | None) -> Tensor | None:
 
 def _descriptor(x: Tensor, block_rows: int, block_d: int) -> Any:
     """A tensor descriptor, or `x` where its layout has none: strides must be multiples of 16 bytes."""
-    bytes_per_16 = 16 // x.itemsize
+    unit = 16 // x.itemsize
+    row = triton.cdiv(x.shape[3], unit) * unit
     strides = list(x.stride())
     for dimension, size in enumerate(x.shape):
-        if size == 1:  # never stepped along, and may be anything
-            strides[dimension] = bytes_per_16 if dimension < 3 else 1
-    if x.data_ptr() % 16 or any(stride % bytes_per_16 or stride == 0 for stride in strides[:3]):
+        if size == 1:  # never stepped along: it may be anything, and descriptors want at least a row
+            strides[dimension] = row if dimension < 3 else 1
+    if x.data_ptr() % 16 or any(stride % unit or stride < row for stride in strides[:3]):
         return x
     return TensorDescriptor(x, list(x.shape), strides, [1, 1, block_rows, block_d])
 

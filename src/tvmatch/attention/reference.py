@@ -67,7 +67,12 @@ def _softmax(scores: Tensor, causal: bool, key_lengths: Tensor | None) -> Tensor
         hidden = ~hidden.logical_not().tril()
     if key_lengths is not None:
         positions = torch.arange(keys, device=scores.device)
-        hidden = hidden | (positions >= key_lengths[:, None, None, None])
+        hidden = hidden | (positions >= key_lengths.to(torch.int64)[:, None, None, None])
+    return softmax_of_visible(scores, hidden)
+
+
+def softmax_of_visible(scores: Tensor, hidden: Tensor) -> Tensor:
+    """Softmax over the keys that are not hidden; zero in a row where all are."""
     # A softmax of −∞ alone is NaN, and 0 · NaN stays NaN in its gradient: rows without keys are left as they
     # are, which is finite, and cleared afterwards.
     empty = hidden.all(-1, keepdim=True)

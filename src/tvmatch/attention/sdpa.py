@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tvmatch.attention import attention, forward_mode
 from tvmatch.attention.arguments import MAX_HEAD_DIM
+from tvmatch.attention.reference import softmax_of_visible
 from tvmatch.dual import Dual
 
 
@@ -134,9 +135,7 @@ def _softmax(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tenso
         unseen = attn_mask == -math.inf
         scores = scores + attn_mask.masked_fill(unseen, 0.0)
         hidden = hidden | unseen
-    # A softmax of −∞ alone is NaN: rows without keys are left as they are, which is finite, and cleared.
-    empty = hidden.all(-1, keepdim=True)
-    return scores.masked_fill(hidden & ~empty, -math.inf).softmax(-1).masked_fill(empty, 0.0)
+    return softmax_of_visible(scores, hidden)
 
 
 def _cast(*tensors: Tensor) -> list[Tensor]:

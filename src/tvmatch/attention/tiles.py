@@ -58,7 +58,8 @@ def _apart(forward: Tile, query_gradients: Tile, key_gradients: Tile) -> Tiles:
 
 
 # Half precision on Hopper, with a tangent: tiles that ahead-of-time compilation for sm_90 shows without
-# register spills and without serialised matrix products (up to D = 128; see benchmarks/registers.py). A
+# register spills and without serialised matrix products (at 64, 80, 96 and 128; widths that are no multiple
+# of 16 spill up to some hundred bytes, and D = 256 spills; see benchmarks/registers.py). A
 # product whose left operand lies in shared memory can run at full rate from 64 columns on, hence the large
 # tiles, at D = 128 at the price of products that more launches repeat.
 _TANGENT = {
@@ -78,9 +79,11 @@ _VALUE = {
     128: Tiles(Tile(128, 64, 8, 2), parts({_Q: Tile(128, 64, 8, 2)}), parts({_K: Tile(64, 128, 8, 2)})),
     256: _apart(Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
 }
-# float32 is computed without the matrix units: small tiles keep its operands in registers.
+# float32 is computed without the matrix units, and spills registers from D = 64 on with a tangent: these
+# tiles spill the least of those tried.
 _SINGLE_PRECISION = _apart(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-# Half precision on GPUs with less shared memory than Hopper's, down to the 99 KB of consumer chips.
+# Half precision on GPUs with less shared memory than Hopper's, down to the 99 KB of consumer chips. With a
+# tangent some spill at D = 128.
 _COMPACT = {
     64: Tiles(Tile(64, 32, 4, 2), parts({_Q: Tile(32, 32, 4, 2)}), parts({_K: Tile(32, 32, 4, 2)})),
     128: _apart(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),

@@ -24,6 +24,7 @@ from tvmatch.models import PRESETS
 from tvmatch.trained_model import TrainedModel, load
 from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser
+from tvmatch.training.start import resolve_precision
 
 DESCRIPTION = """\
 Compare what this machine computes with float64 on its CPU: attention's value, tangent and gradients; the
@@ -64,9 +65,7 @@ def run(arguments: list[str]) -> int:
 def _setting(device_name: str, dtype_name: str) -> Setting:
     """The device and precision asked for, which must go together."""
     device = resolve_device(device_name)
-    if dtype_name == "auto":
-        supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype_name = "bfloat16" if supported else "float32"
+    dtype_name = resolve_precision(dtype_name, device)
     if dtype_name not in DTYPES:
         raise InputError(f"dtype: must be one of auto, {', '.join(DTYPES)}, got {dtype_name!r}")
     dtype: torch.dtype = getattr(torch, dtype_name)

@@ -4,6 +4,7 @@ Shapes: B batch, N tokens, C hidden size, (channels, height, width) of an image,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -124,6 +125,11 @@ def position_table(rows: int, columns: int, hidden_size: int) -> Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
 
 
+def _modulated(norm: Callable[..., Dual], x: Dual, shift: Dual, scale: Dual) -> Dual:
+    """norm(x) ∘ (1 + scale) + shift, the adaptive part of adaLN."""
+    return norm(x, scale=Dual(1 + scale.value, scale.tangent), shift=shift)
+
+
 class DiTBlock(nn.Module):
     """x + ĉ₁ ∘ Attn(norm(x) ∘ (1 + â₁) + b̂₁), then likewise the MLP; the condition gives the six vectors."""
 
@@ -137,10 +143,10 @@ class DiTBlock(nn.Module):
     def forward(self, x: Dual, activated: Dual) -> Dual:
         """x (B, N, C) and SiLU(c) (B, C) to (B, N, C)."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(activated)
-        mixed = self.attention(dual.modulate(self.norm(x), shift_1, scale_1))
-        x = dual.add(x, dual.multiply(gate_1, mixed))
-        fed = self.feed_forward(dual.modulate(self.norm(x), shift_2, scale_2))
-        return dual.add(x, dual.multiply(gate_2, fed))
+        mixed = self.attention(_modulated(self.norm, x, shift_1, scale_1))
+        x = dual.add_product(x, gate_1, mixed)
+        fed = self.feed_forward(_modulated(self.norm, x, shift_2, scale_2))
+        return dual.add_product(x, gate_2, fed)
 
 
 class DiT(nn.Module):
@@ -238,7 +244,7 @@ class DiT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, activated)
         shift, scale = self.head_modulation(activated)
-        patches = self.head(dual.modulate(self.norm(tokens), shift, scale))
+        patches = self.head(_modulated(self.norm, tokens, shift, scale))
         output = dual.linear_map(lambda y: self._unpatchify(y).to(x.value.dtype), patches)
         return output if has_dual else output.value
 

@@ -114,22 +114,15 @@ class Modulation(nn.Module):
         vectors = dual.linear_map(lambda x: x.unflatten(-1, (self.count, 1, -1)), self.project(activated))
         if self.normalized:
             vectors = dual.rms_norm(vectors)
-        values = vectors.value.unbind(1)
-        tangents = [None] * self.count if vectors.tangent is None else vectors.tangent.unbind(1)
-        return tuple(Dual(value, tangent) for value, tangent in zip(values, tangents, strict=True))
+        return dual.unbind(vectors, 1)
 
 
 class HeadNorm(nn.Module):
-    """RMSNorm over the head width with a learnable scale of shape (D,)."""
+    """The learnable scale, of shape (D,), of an RMSNorm over the head width."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(head_dim))
-
-    def forward(self, x: Dual) -> Dual:
-        """(..., D) to (..., D), in the precision of x."""
-        dtype = x.value.dtype  # q and k go back to their own precision: attention wants one for all three
-        return dual.linear_map(lambda y: (y * self.weight).to(dtype), dual.rms_norm(x))
 
 
 class SelfAttention(nn.Module):
@@ -145,15 +138,24 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Dual) -> Dual:
         """(B, N, C) to (B, N, C)."""
-        # (B, N, 3 C) → (3, B, H, N, D)
-        packed = dual.linear_map(
-            lambda y: y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4), self.qkv(x)
-        )
-        q, k, v = (dual.linear_map(lambda y, i=i: y[i], packed) for i in range(3))  # type: ignore[misc]
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+        packed = dual.linear_map(lambda y: y.unflatten(-1, (3, self.heads, -1)), self.qkv(x))
+        q, k, v = (dual.linear_map(lambda y: y.transpose(1, 2), part) for part in self._heads(packed))
         merged = dual.linear_map(lambda y: y.transpose(1, 2).flatten(2), attention(q, k, v))
         return self.project(merged)  # type: ignore[no-any-return]
+
+    def _heads(self, packed: Dual) -> tuple[Dual, ...]:
+        """(B, N, 3, H, D) to queries, keys and values, each (B, N, H, D) and in the precision they came in.
+
+        One norm serves queries and keys, before the transpose, so that its rows lie as they do in memory.
+        """
+        if self.query_norm is None or self.key_norm is None:
+            return dual.unbind(packed, 2)
+        both, values = dual.split(packed, (2, 1), 2)
+        scales = torch.stack([self.query_norm.weight, self.key_norm.weight])
+        scales = scales.unsqueeze(1).expand(both.value.shape[2:]).contiguous()
+        both = dual.rms_norm(both, scale=Dual(scales))
+        both = dual.linear_map(lambda y: y.to(packed.value.dtype), both)
+        return *dual.unbind(both, 2), dual.linear_map(lambda y: y.squeeze(2), values)
 
 
 class FeedForward(nn.Module):

@@ -16,9 +16,9 @@ class JVPNetwork(nn.Module):
     Where an input carries a tangent, the tangent of the output is `torch.func.jvp` of the module; without one
     the module is simply called. Reverse mode through the tangent works for every module made of operators
     that have a forward-mode rule, and for PyTorch's attention and layer norm, whose rules are missing or
-    wrong: they are replaced for the time of the call, see `attention.repair_forward_mode`. PyTorch raises for other
-    operators that lack a rule, except for those registered with `torch.library`, whose tangent would silently
-    be zero.
+    wrong: they are replaced for the time of the call, see `attention.repair_forward_mode`. PyTorch raises for
+    other operators that lack a rule, except for those registered with `torch.library`, whose tangent would
+    silently be zero.
 
     Args:
         module: a callable of (x, t, s) and, if its `forward` names them, `labels` and `guidance_weight`.

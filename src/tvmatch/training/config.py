@@ -8,6 +8,7 @@ from tvmatch.data.config import DensityData, DigitsData, ImagesData
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig, MLPConfig
 from tvmatch.times import TimesConfig
+from tvmatch.training.acceleration import Recompute
 from tvmatch.training.fields import check_fields
 
 
@@ -114,6 +115,9 @@ class TrainingConfig:
         batch_size: samples an optimiser step.
         accumulation: parts a batch is split into, one after the other, to save memory.
         precision: auto takes bfloat16 autocast where the device has it, else float32.
+        compile: torch.compile the networks; the first step takes a minute or more.
+        recompute: what the backward pass computes again to save memory, norms and activation functions
+            (pointwise) or whole blocks.
         evaluation_ema: rate of the moving average of the weights that is sampled and saved.
         ema_warmup: bound both averages' rates by (1 + n) / (10 + n) after n steps, for short runs.
         data_workers: processes that read batches ahead; 0 reads in the training process.
@@ -127,6 +131,8 @@ class TrainingConfig:
     batch_size: int = 64
     accumulation: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    recompute: Recompute = "none"
     evaluation_ema: float = 0.9999
     ema_warmup: bool = False
     data_workers: int = 0

@@ -1,4 +1,4 @@
-"""The quantities that blow up first: modulation activations and the derivative in s, seen by hooks."""
+"""The quantities that blow up first: modulation activations and the derivative in s."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,52 +6,63 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tvmatch import dual
 from tvmatch.dual import Dual
+from tvmatch.models import MLP, DiT
 from tvmatch.models.layers import Modulation
+from tvmatch.times import Times
 from tvmatch.training.non_finite import TIME_BINS, bin_of, time_bin
 
 
-@contextmanager
-def record_norms(network: nn.Module, t: Tensor) -> Iterator[dict[str, float]]:
-    """Record norms of the pass that carries a tangent, while the context is open.
+@torch.no_grad()
+def modulation_norms(
+    network: nn.Module, times: Times, labels: Tensor | None, guidance_weight: Tensor | None
+) -> dict[str, float]:
+    """`modulation_norm/<module>`: root mean square of each modulation's vectors before their norm.
 
-    Fills the dictionary, when the context closes, with
-    `modulation_norm/<module>`: root mean square of each modulation's vectors before their norm, and
-    `tangent_norm/<bin>`: root mean square of ∂_s F over the samples whose t lies in the bin.
+    They depend on the condition alone, and are computed anew from it: hooks on parts of a compiled network
+    would not be called.
 
     Args:
-        network: hooked while the context is open; other networks than the DiT and MLP record what they have.
+        network: a DiT or an MLP; others have nothing to report.
+        times: of the batch; t and s count.
+        labels: int64 (B,) or None.
+        guidance_weight: (B,) or None.
+    """
+    if not isinstance(network, DiT | MLP):
+        return {}
+    activated = dual.silu(network.conditioning(Dual(times.t), Dual(times.s), labels, guidance_weight))
+    norms = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Modulation):
+            short = name.removesuffix(".modulation").removesuffix("_modulation").replace("blocks.", "block ")
+            squares = module.project(activated).value.float().square()
+            norms[f"modulation_norm/{short}"] = squares.mean().sqrt().item()
+    return norms
+
+
+@contextmanager
+def tangent_norms(network: nn.Module, t: Tensor) -> Iterator[dict[str, float]]:
+    """`tangent_norm/<bin>`: root mean square of ∂_s F over the samples whose t lies in the bin.
+
+    The dictionary is filled when the context closes, from the passes that carried a tangent meanwhile.
+
+    Args:
+        network: hooked while the context is open.
         t: (B,) starting times of the batch, in the order in which the passes see them.
     """
     recorded: dict[str, float] = {}
-    squares: dict[str, list[Tensor]] = {}
     tangents: list[Tensor] = []
-    handles = []
 
-    def record_modulation(name: str, output: Dual) -> None:
-        if output.tangent is not None:
-            squares.setdefault(name, []).append(output.value.detach().float().square().mean())
-
-    def record_tangent(module: nn.Module, arguments: object, output: object) -> None:
+    def record(module: nn.Module, arguments: object, output: object) -> None:
         if isinstance(output, Dual) and output.tangent is not None:
             tangents.append(output.tangent.detach().float().square().flatten(1).mean(1))
 
-    for name, module in network.named_modules():
-        if isinstance(module, Modulation):
-            handles.append(
-                module.project.register_forward_hook(
-                    lambda module, arguments, output, name=name: record_modulation(name, output)
-                )
-            )
-    handles.append(network.register_forward_hook(record_tangent))
+    handle = network.register_forward_hook(record)
     try:
         yield recorded
     finally:
-        for handle in handles:
-            handle.remove()
-    for name, values in squares.items():
-        short = name.removesuffix(".modulation").removesuffix("_modulation").replace("blocks.", "block ")
-        recorded[f"modulation_norm/{short}"] = torch.stack(values).mean().sqrt().item()
+        handle.remove()
     if tangents:
         recorded |= _per_bin(torch.cat(tangents), t)
 

@@ -16,6 +16,7 @@ from tvmatch.files import replacing
 from tvmatch.flow_map import Network
 from tvmatch.trained_model import FORMAT as MODEL_FORMAT
 from tvmatch.trained_model import TrainedModel, read_json
+from tvmatch.training.acceleration import accelerate
 from tvmatch.training.checkpoint import (
     build_facts,
     checkpoints,
@@ -25,13 +26,20 @@ from tvmatch.training.checkpoint import (
     save_checkpoint,
 )
 from tvmatch.training.config import Config
-from tvmatch.training.diagnostics import record_norms
+from tvmatch.training.diagnostics import modulation_norms, tangent_norms
 from tvmatch.training.log import RunLog
 from tvmatch.training.non_finite import NonFiniteError
 from tvmatch.training.previews import draw_samples
 from tvmatch.training.recipes import to_yaml
 from tvmatch.training.signals import Interrupted, collected_signals
-from tvmatch.training.start import CONFIG_NAME, check_out, initial_state, resolve_device, step_batches
+from tvmatch.training.start import (
+    CONFIG_NAME,
+    check_out,
+    initial_state,
+    resolve_device,
+    resolve_precision,
+    step_batches,
+)
 from tvmatch.training.step import StepResult, draw_inputs, training_step
 
 
@@ -72,6 +80,16 @@ class Trainer:
             raise InputError(
                 f"training.steps: {config.training.steps}, but the checkpoint has {self.state.step}"
             )
+        self._accelerate()
+
+    def _accelerate(self) -> None:
+        """Recomputation and compilation; the evaluation average, which is sampled and saved, stays plain."""
+        training, target = self.config.training, self.state.target
+        accelerate(self.state.network, recompute=training.recompute, compiled=training.compile)
+        if target is not None:
+            accelerate(target.network, compiled=training.compile)
+        if training.compile:
+            self.messages.append("compiling: the first step takes a minute or more")
 
     def _check_guidance(self) -> None:
         """w ≠ 1 mixes the target with the velocity without a label, which dropped labels alone train."""
@@ -95,7 +113,8 @@ class Trainer:
         if path.resolve() not in (self.out.resolve(), saved[-1].resolve()):
             raise InputError(f"resume: {path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
         self._expect_same_model(saved[-1])
-        written_under = load_checkpoint(saved[-1], self.state)
+        before = {"compile": False, "recompute": "none"}  # in checkpoints that do not say
+        written_under = before | load_checkpoint(saved[-1], self.state)
         ours = self._build_facts()
         if written_under != ours:
             changes = [
@@ -111,7 +130,9 @@ class Trainer:
     def _build_facts(self) -> dict[str, Any]:
         """What must agree for an exact continuation, the size of the data set included."""
         elements = len(self.dataset) if isinstance(self.dataset, Sized) else None
-        return build_facts(self.device) | {"elements": elements}
+        training = self.config.training
+        chosen = {"elements": elements, "compile": training.compile, "recompute": training.recompute}
+        return build_facts(self.device) | chosen
 
     def _expect_same_model(self, folder: Path) -> None:
         """Refuse to go on with another network, data set or parameterisation than the checkpoint's."""
@@ -191,8 +212,9 @@ class Trainer:
         state, training = self.state, self.config.training
         draws = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
         logged = (state.step + 1) % training.log_every == 0 or state.step == 0
-        no_norms: AbstractContextManager[dict[str, float]] = nullcontext({})
-        with record_norms(state.network, draws.times.t) if logged else no_norms as recorded:
+        norms = modulation_norms(state.network, draws.times, *draws.conditions) if logged else {}
+        nothing: AbstractContextManager[dict[str, float]] = nullcontext({})
+        with tangent_norms(state.network, draws.times.t) if logged else nothing as recorded:
             result = training_step(
                 state.network, self.target, state.optimizer, draws, self.config, state.step, self._autocast()
             )
@@ -203,14 +225,11 @@ class Trainer:
         log.advance(state.step)
         if logged:
             rate = {"learning_rate": state.optimizer.param_groups[0]["lr"]}
-            log.scalars(state.step, _scalars(result) | rate | recorded)
+            log.scalars(state.step, _scalars(result) | rate | norms | recorded)
 
     def _autocast(self) -> torch.autocast:
-        wanted = self.config.training.precision
-        if wanted == "auto":
-            supported = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            wanted = "bfloat16" if supported else "float32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bfloat16")
+        precision = resolve_precision(self.config.training.precision, self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     def _on_schedule(self, log: RunLog) -> None:
         """Pictures and checkpoints that are due."""

@@ -42,6 +42,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """`wanted`, or for "auto" bfloat16 where the device computes it itself, else float32."""
+    if wanted != "auto":
+        return wanted
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if supported else "float32"
+
+
 def check_out(out: Path, resume: str | Path | None) -> None:
     """Refuse a folder that a run must not write to.
 

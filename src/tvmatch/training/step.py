@@ -1,5 +1,6 @@
 """One optimiser step, from a batch of data to new weights, read top to bottom."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -145,9 +146,10 @@ def training_step(
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     gradient_norm = nn.utils.get_total_norm(gradients)
     if not torch.isfinite(loss.loss + gradient_norm).item():
-        raise NonFiniteError(
-            describe(step + 1, draws.x0, loss, draws.times, network, loss_of_rows, rows_at_once=rows)
-        )
+        # Looking for the place takes batches of other sizes, which are not worth compiling for.
+        with torch.compiler.set_stance("force_eager") if config.training.compile else nullcontext():
+            found = describe(step + 1, draws.x0, loss, draws.times, network, loss_of_rows, rows_at_once=rows)
+        raise NonFiniteError(found)
 
     if config.optimizer.gradient_clip is not None:
         nn.utils.clip_grads_with_norm_(network.parameters(), config.optimizer.gradient_clip, gradient_norm)
