@@ -87,14 +87,17 @@ def backward(
         return gradients
     tiles = tiles or _tiles(q, tangent=tangent_gradient is not None)
     problem = _Problem(operands, key_lengths, scale, causal, descriptors)
-    cotangents = {"g": gradient, "g_tangent": tangent_gradient}
+    cotangents = {"g": _readable(gradient), "g_tangent": _readable(tangent_gradient)}
     rows = {
         "log_sum_exp": result.log_sum_exp,
         "mean": result.mean,
         "beta": empty_rows(q) if operands.has_scores_tangent else None,
         "delta": empty_rows(q),
     }
-    query_outputs = {"output": result.output, "output_tangent": result.output_tangent}
+    query_outputs = {
+        "output": _readable(result.output),
+        "output_tangent": _readable(result.output_tangent),
+    }
     for kernel, names, parts, read in [
         (query_gradients, ("q", "q_tangent"), tiles.query_gradients, cotangents | query_outputs),
         (key_gradients, ("k", "k_tangent", "v", "v_tangent"), tiles.key_gradients, cotangents),
@@ -120,7 +123,7 @@ class _Problem:
         causal: bool,
         descriptors: bool | None,
     ) -> None:
-        self.operands = operands
+        self.operands = Operands(*map(_readable, operands))  # type: ignore[arg-type]
         self.key_lengths = None if key_lengths is None else key_lengths.contiguous()
         self.scale, self.causal = scale, causal
         self.descriptors = _has_copy_engine(operands.q.device) if descriptors is None else descriptors
@@ -144,7 +147,7 @@ class _Problem:
         else:
             masked, blocks = keys % tile.keys != 0, triton.cdiv(queries, tile.queries)
 
-        tensors = {name: _readable(x) for name, x in (self.operands._asdict() | read).items()}
+        tensors = self.operands._asdict() | read
         arguments: dict[str, Any] = dict(written)
         for name, x in tensors.items():
             block = tile.keys if name[0] in "kv" else tile.queries

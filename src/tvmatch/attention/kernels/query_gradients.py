@@ -10,8 +10,8 @@ comes out normalised):
     dV = Pᵀ G + [P ∘ (Ṡ − μ)]ᵀ Ġ    dV̇ = Pᵀ Ġ
 
 Without Ġ this is the backward pass of the value alone. Each gradient has one writer, so that the results
-repeat bit for bit. The row statistics seed the accumulators of the matrix products wherever they can: what is
-added to a product afterwards makes the compiler wait for it, and serialise the products of a tile.
+repeat bit for bit. Row statistics seed the accumulators of matrix products where what is added to a product
+afterwards would make the compiler wait for it, and serialise the products of a tile.
 """
 
 import triton
