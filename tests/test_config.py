@@ -61,7 +61,9 @@ def one_line(captured: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_recipes() -> None:
-    assert recipe_names() == ("checkerboard", "cifar10", "digits", "gaussians", "image_folder", "moons")
+    ours = ("checkerboard", "cifar10", "digits", "gaussians", "image_folder", "moons")
+    papers = ("imagenet256_w1.75", "imagenet256_w2", "imagenet512_w2.25", "imagenet512_w2.5")
+    assert recipe_names() == tuple(sorted(ours + papers))
 
 
 @pytest.mark.parametrize("name", ["checkerboard", "cifar10", "digits", "gaussians", "image_folder", "moons"])

@@ -1,7 +1,7 @@
 """Terminal Velocity Matching: one- and few-step generative models (arXiv 2511.19797).
 
-`load` and `TrainedModel` need PyTorch, NumPy and safetensors alone; `recipe` and `train` import the rest
-when they are first used.
+`load` and `TrainedModel` need PyTorch, NumPy and safetensors alone; the others import the rest when they are
+first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,30 @@ from tvmatch.errors import InputError
 from tvmatch.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
+    from tvmatch.interop.hub import from_pretrained as from_pretrained
+    from tvmatch.interop.hub import push_to_hub as push_to_hub
     from tvmatch.training import recipe as recipe
     from tvmatch.training import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Dual", "InputError", "TrainedModel", "__version__", "load", "recipe", "train"]
+__all__ = [
+    "Dual",
+    "InputError",
+    "TrainedModel",
+    "__version__",
+    "from_pretrained",
+    "load",
+    "push_to_hub",
+    "recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("from_pretrained", "push_to_hub"):
+        from tvmatch.interop import hub
+
+        return getattr(hub, name)
     if name in ("recipe", "train"):
         from tvmatch import training
 

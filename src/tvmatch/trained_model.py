@@ -6,7 +6,7 @@ On disk it is a folder with `model.json` (architecture, data, guidance, provenan
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
 
 FORMAT = "tvmatch-model-1"
 Guidance = float | tuple[float, float]
+Decoder = Callable[[Tensor], Tensor]
+"""From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
 NetworkConfig = DiTConfig | MLPConfig
 
 
@@ -45,6 +47,8 @@ class TrainedModel:
         guidance: the guidance weight w it was trained at, or the range (low, high) of them.
         step: optimiser steps it was trained for.
         provenance: how it came about (recipe, versions, …), for people and reports.
+        decoder: for a model of latents, what makes them images; without it `sample` gives latents. It is not
+            saved with the model (`spec.autoencoder` says which it is).
     """
 
     network: nn.Module
@@ -53,6 +57,19 @@ class TrainedModel:
     guidance: Guidance
     step: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
+    decoder: Decoder | None = None
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one sample: that of the data, or of the images that a decoder makes of latents."""
+        if self.decoder is None or self.spec.autoencoder is None:
+            return self.spec.shape
+        return self.spec.autoencoder.image_shape
+
+    @property
+    def gives_images(self) -> bool:
+        """Whether `sample` gives images in [0, 1]."""
+        return self.spec.kind == "image" or (self.spec.kind == "latents" and self.decoder is not None)
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +86,7 @@ class TrainedModel:
         labels: int | str | Sequence[int | str] | None = None,
         *,
         count: int | None = None,
+        first: int = 0,
         steps: int = 1,
         times: Sequence[float] | None = None,
         guidance: float | None = None,
@@ -80,6 +98,8 @@ class TrainedModel:
         Args:
             labels: a class (number or name) or one a sample; None goes through the classes in turn.
             count: number of samples; by default that of the labels, one a class, or 16 without classes.
+            first: number of the first sample, for drawing many in parts: their noise is that of samples
+                first, first + 1, ….
             steps: network evaluations a sample, on a uniform grid of times.
             times: another grid, decreasing from 1 to 0.
             guidance: weight w; only within the range the model was trained for. By default its one
@@ -88,15 +108,14 @@ class TrainedModel:
             batch_size: samples at a time; it changes images by rounding only (about 1e-5).
 
         Returns:
-            CPU float32: images (n, C, H, W) clipped to [0, 1], or points (n, 2).
+            CPU float32: images (n, C, H, W) clipped to [0, 1], points (n, 2), or latents (n, C, h, w).
 
         Raises:
-            InputError: for a label, number of steps, grid, guidance, count or batch size out of range.
+            InputError: for a label, number of steps, grid, guidance, count, first or batch size out of range.
         """
         grid = time_grid(steps, times)
-        trajectories = self._batches(labels, count, grid, guidance, seed, batch_size)
-        batches = [states[-1].clone() for states in trajectories]  # a view would keep every state alive
-        return self._to_data(torch.cat(batches))
+        trajectories = self._batches(labels, count, first, grid, guidance, seed, batch_size)
+        return torch.cat([self._to_data(states[-1].clone()) for states in trajectories])
 
     def trajectory(
         self,
@@ -111,13 +130,14 @@ class TrainedModel:
     ) -> Tensor:
         """All states from noise to sample, (number of times, n, ...); arguments as for `sample`."""
         grid = time_grid(steps, times)
-        batches = list(self._batches(labels, count, grid, guidance, seed, batch_size))
-        return torch.stack([self._to_data(states) for states in torch.cat(batches, 1)])
+        batches = self._batches(labels, count, 0, grid, guidance, seed, batch_size)
+        return torch.cat([torch.stack([self._to_data(x) for x in states]) for states in batches], 1)
 
     def _batches(
         self,
         labels: int | str | Sequence[int | str] | None,
         count: int | None,
+        first: int,
         grid: tuple[float, ...],
         guidance: float | None,
         seed: int,
@@ -126,15 +146,16 @@ class TrainedModel:
         """Trajectories of consecutive batches, in the network's units on the CPU."""
         if batch_size < 1:
             raise InputError(f"batch_size: must be at least 1, got {batch_size}")
-        if seed < 0:
-            raise InputError(f"seed: must not be negative, got {seed}")
+        for name, number in (("seed", seed), ("first", first)):
+            if number < 0:
+                raise InputError(f"{name}: must not be negative, got {number}")
         classes, count = self._classes(labels, count)
         weight = self._guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)
         for start in range(0, count, batch_size):
-            indices = range(start, min(start + batch_size, count))
-            noise = sample_noise(seed, indices, self.spec.shape).to(self.device)
-            batch_labels = None if classes is None else classes[indices.start : indices.stop].to(self.device)
+            stop = min(start + batch_size, count)
+            noise = sample_noise(seed, range(first + start, first + stop), self.spec.shape).to(self.device)
+            batch_labels = None if classes is None else classes[start:stop].to(self.device)
             yield sample_trajectory(flow_map, noise, grid, labels=batch_labels, guidance_weight=weight).cpu()
 
     def _classes(
@@ -172,6 +193,8 @@ class TrainedModel:
 
     def _to_data(self, values: Tensor) -> Tensor:
         data = self.spec.denormalize(values.float())
+        if self.spec.kind == "latents":
+            return data if self.decoder is None else self.decoder(data).float().cpu()
         return data.clamp(0, 1) if self.spec.kind == "image" else data
 
     def describe(self) -> dict[str, Any]:
@@ -186,7 +209,7 @@ class TrainedModel:
         return {
             "format": FORMAT,
             "network": {"kind": kind, **asdict(self.network.config)},
-            "data": asdict(self.spec),
+            "data": self.spec.describe(),
             "scaled": self.scaled,
             "guidance": self.guidance,
             "step": self.step,
@@ -219,8 +242,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     try:
         kinds: dict[str, type[DiTConfig] | type[MLPConfig]] = {"dit": DiTConfig, "mlp": MLPConfig}
         config = kinds[description["network"].pop("kind")](**description["network"])
-        data: dict[str, Any] = {name: _tuple(x) for name, x in description["data"].items()}
-        spec = DataSpec(**data)
+        spec = DataSpec.from_description(description["data"])
         model = TrainedModel(
             network=_empty_network(config, spec),
             spec=spec,
@@ -254,11 +276,6 @@ def _guidance(numbers: Any) -> Guidance:
         low, high = (float(number) for number in numbers)
         return low, high
     return float(numbers)
-
-
-def _tuple(x: Any) -> Any:
-    """JSON has lists where we have tuples."""
-    return tuple(x) if isinstance(x, list) else x
 
 
 def find_checkpoint(path: Path) -> Path:

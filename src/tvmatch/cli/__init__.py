@@ -1,4 +1,4 @@
-"""The command line: `tvmatch train`, `sample`, `evaluate`, `recipes`, `info`, `check`."""
+"""The command line: `tvmatch COMMAND …`, each in a module of its own."""
 
 import os
 import sys
@@ -12,10 +12,16 @@ COMMANDS = {
     "train": "train a recipe, draw what it made, and measure it",
     "sample": "draw samples from a checkpoint: a PNG grid, a folder of PNGs, or an .npz file",
     "evaluate": "measure a checkpoint against real data",
+    "demo": "open a page to draw samples with",
+    "encode": "turn images into the latents of an autoencoder, to train on",
+    "import": "make a checkpoint of the authors' files, or of a SiT's, executing nothing",
+    "export": "write a checkpoint for diffusers, the Hub, or under the authors' names",
     "recipes": "list the recipes, or print one",
     "info": "what a checkpoint holds",
     "check": "compare this machine's derivatives and gradients with float64",
 }
+
+MODULES = {"import": "import_checkpoint"}  # where the command's name cannot be a module's
 
 HELP = f"""\
 usage: tvmatch COMMAND ...
@@ -67,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    module = import_module(f"tvmatch.cli.{command}")  # each command imports only what it needs
+    module = import_module(
+        f"tvmatch.cli.{MODULES.get(command, command)}"
+    )  # each command imports only what it needs
     run: Callable[[list[str]], int] = module.run
     return run(arguments)
 

@@ -4,17 +4,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tvmatch.cli import options, results
+from tvmatch.cli import feature_metrics, options, results
 from tvmatch.errors import InputError
-from tvmatch.trained_model import load
-from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
-Measure a checkpoint against the real data of its run. Digits: does a classifier see the digit asked for,
-and the Fréchet distance to held-out digits in pixel space. Points: the exact 2-Wasserstein distance to
-fresh data. Images: the Fréchet distance in pixel space, which is no FID. Figures go to metrics.json in
-the run folder, or to the new file --out."""
+Measure a checkpoint against real data. By default the data of its run. Digits: does a classifier see the
+digit asked for, and the Fréchet distance to held-out digits in pixel space. Points: the exact 2-Wasserstein
+distance to fresh data. Images: the Fréchet distance in pixel space, which is no FID. Figures go to
+metrics.json in the run folder, or to the new file --out. With --reference, which a model of latents needs:
+FID, sFID, Inception Score, precision and recall in Inception features, or the same in other features with
+--extractor, in a row for each guidance weight and number of steps; any checkpoint will do. These figures
+go to metrics_EXTRACTOR.json in the run folder or beside model.json. Started by torchrun, the processes
+share the work; their number changes no figure."""
 
 
 def run(arguments: list[str]) -> int:
@@ -26,25 +28,31 @@ def run(arguments: list[str]) -> int:
         "--samples",
         type=int,
         default=None,
-        help="of points and images (default: 2000, or half of the images if they are fewer)",
+        help="of points and images (default: 2000, or half of the images if they are fewer; with a "
+        "reference 50000)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of noise and choice of data (default: 0)")
     parser.add_argument(
         "--out", type=str, default=None, help="file for the figures (default: in the run folder)"
     )
+    feature_metrics.add_options(parser)
     parsed = parser.parse_args(arguments)
 
     steps = options.step_counts(parsed.steps)
+    if parsed.seed < 0:
+        raise InputError(f"seed: must not be negative, got {parsed.seed}")
+    in_features = any(getattr(parsed, name) is not None for name in feature_metrics.OPTIONS)
     checkpoint = Path(parsed.checkpoint)
-    model = load(checkpoint, resolve_device(parsed.device))
+    device = feature_metrics.device_of_process(parsed.device)
+    model = options.load_model(checkpoint, device, parsed.autoencoder)
+    if in_features or model.spec.kind == "latents":
+        return feature_metrics.evaluate(parsed, model, steps)
     run_folder = options.run_folder(checkpoint)
     path = Path(parsed.out) if parsed.out else run_folder / results.METRICS_NAME
     if path.is_dir():
         raise InputError(f"out: {path} is a folder, the figures go to a file")
     if path.exists() and path.resolve() != (run_folder / results.METRICS_NAME).resolve():
         raise InputError(f"out: {path} exists already")
-    if parsed.seed < 0:
-        raise InputError(f"seed: must not be negative, got {parsed.seed}")
     config = options.run_config(run_folder)
     metrics = results.measure(model, config, options.load_data(config), steps, parsed.samples, parsed.seed)
     results.show(Console(), metrics, path)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tvmatch.data.spec import AutoencoderInfo
 from tvmatch.trained_model import Guidance, find_checkpoint, load
 from tvmatch.training.recipes import OneLineParser
 
@@ -20,6 +21,7 @@ def run(arguments: list[str]) -> int:
         "generates": f"{spec.kind}, shape {'×'.join(map(str, spec.shape))}",
         "classes": "none" if spec.class_names is None else _shortened(spec.class_names),
         "normalisation": f"(data − {list(spec.mean)}) / {list(spec.std)}",
+        **({} if spec.autoencoder is None else {"autoencoder": _autoencoder(spec.autoencoder)}),
         "guidance weight": _guidance(model.guidance),
         "parameterisation": "scaled" if model.scaled else "plain",
         "steps trained": f"{model.step:,}",
@@ -30,6 +32,11 @@ def run(arguments: list[str]) -> int:
     for name, fact in facts.items():
         print(f"{name:<{width}}  {fact}")
     return 0
+
+
+def _autoencoder(info: AutoencoderInfo) -> str:
+    known = f"SHA-256 {info.fingerprint[:12]}…" if info.fingerprint else "unverified"
+    return f"{info.source} ({known}), images {'×'.join(map(str, info.image_shape))}"
 
 
 def _guidance(guidance: Guidance) -> str:

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 from tvmatch.data.base import Dataset
-from tvmatch.data.config import ImagesData
+from tvmatch.data.config import ImagesData, LatentsData
+from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.training import CONFIG_NAME, Config
+from tvmatch.trained_model import Decoder, TrainedModel, find_checkpoint, load
+from tvmatch.training import CONFIG_NAME, Config, resolve_device
 from tvmatch.training.recipes import OneLineParser, parse_config, read_yaml
 
 DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
@@ -42,9 +44,61 @@ def names(text: str) -> list[str]:
 
 
 def add_checkpoint_options(parser: OneLineParser) -> None:
-    """CHECKPOINT and --device."""
+    """CHECKPOINT, --device and --autoencoder: what `load_model` takes."""
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
+    parser.add_argument(
+        "--autoencoder",
+        type=str,
+        default=None,
+        help="of a model of latents: folder or Hub name to load it from (default: as recorded)",
+    )
+
+
+def load_model(checkpoint: str | Path, device: str, autoencoder: str | None = None) -> TrainedModel:
+    """A trained model ready to sample; one of latents comes with its autoencoder, on the same device.
+
+    Args:
+        checkpoint: a run folder or a checkpoint.
+        device: "auto", or a PyTorch device name.
+        autoencoder: where to load it from; by default the one that the latents were made with.
+
+    Raises:
+        InputError: if something is missing, or the autoencoder is another than the latents'.
+    """
+    model = load(checkpoint, resolve_device(device))
+    expected = model.spec.autoencoder
+    if expected is None and autoencoder is not None:
+        raise InputError(f"autoencoder: {checkpoint} generates {model.spec.kind} data, which need none")
+    if expected is not None:
+        from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
+
+        beside = find_checkpoint(Path(checkpoint)) / "vae"  # in a folder exported for the Hub
+        source = autoencoder or (str(beside) if beside.is_dir() else expected.source)
+        model.decoder = load_autoencoder(source, model.device, expected=expected)
+    return model
+
+
+def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
+    """What makes images of a run's latents; None for other data.
+
+    Raises:
+        InputError: if the autoencoder cannot be loaded, or is another than the latents'.
+    """
+    if spec.autoencoder is None or not isinstance(config.data, LatentsData):
+        return None
+    from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
+
+    source = config.data.autoencoder or spec.autoencoder.source
+    try:
+        return load_autoencoder(source, resolve_device(device), expected=spec.autoencoder)
+    except InputError as error:
+        if config.training.sample_every == 0:
+            print(f"no samples will be drawn: {error}", file=sys.stderr)
+            return None
+        raise InputError(
+            f"{error}; data.autoencoder names another place, training.sample_every=0 draws no samples"
+        ) from None
 
 
 def run_folder(path: Path) -> Path:
@@ -76,7 +130,7 @@ def run_config(run: Path) -> Config:
 
 def load_data(config: Config) -> Dataset:
     """The data set of a configuration; progress bars of preparing images are for terminals alone."""
-    if isinstance(config.data, ImagesData) and not sys.stderr.isatty():
+    if isinstance(config.data, ImagesData | LatentsData) and not sys.stderr.isatty():
         import datasets  # here, because it takes a second to import
 
         datasets.disable_progress_bars()

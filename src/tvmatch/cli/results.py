@@ -42,7 +42,7 @@ def draw(run: Path, model: TrainedModel, dataset: Dataset, steps: tuple[int, ...
         _expect_finite(paths, *samples.values())
         drawn.append(run / "samples.png")
         pictures.points_picture(data, samples, paths, drawn[-1])
-    else:
+    elif model.gives_images:
         for n in steps:
             drawn.append(run / f"samples_{n}.png")
             pictures.save_png(sample_grid(model, n), drawn[-1])

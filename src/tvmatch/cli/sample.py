@@ -14,8 +14,6 @@ from tvmatch.cli import options, results
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import new_folder, replacing
-from tvmatch.trained_model import load
-from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
@@ -53,7 +51,7 @@ def run(arguments: list[str]) -> int:
         raise InputError("times: give a grid of times or a number of --steps, not both")
     times = None if parsed.times is None else options.numbers(parsed.times)
     counts = options.step_counts("1" if parsed.steps is None else parsed.steps)
-    model = load(parsed.checkpoint, resolve_device(parsed.device))
+    model = options.load_model(parsed.checkpoint, parsed.device, parsed.autoencoder)
     default = "samples.npz" if model.spec.kind == "points" else "samples.png"
     paths = _paths(Path(default if parsed.out is None else parsed.out), counts, model.spec)
     labels = _labels(

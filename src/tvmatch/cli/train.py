@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from rich.console import Console
 
-from tvmatch.cli import results
-from tvmatch.cli.options import DEVICE_HELP, load_data, run_config, run_folder
+from tvmatch.cli import dry_run, results
+from tvmatch.cli.options import DEVICE_HELP, load_data, load_decoder, run_config, run_folder
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.errors import InputError
 from tvmatch.training import (
@@ -26,6 +26,7 @@ from tvmatch.training import (
     recipe_names,
     resolve_device,
 )
+from tvmatch.training.initial import network_section
 from tvmatch.training.recipes import (
     add_defaults,
     config_class,
@@ -43,7 +44,16 @@ Train a recipe, then draw its samples and measure them. Every value of the confi
 in a YAML file given with --config, or by an option, which comes last; `--print_config` prints the whole of
 it. Ctrl-C saves, and `tvmatch train --resume RUN` continues."""
 NUMBERS_OF_STEPS = (1, 2, 4)
-PAIR_OPTIONS = ("--times.gap", "--times.t", "--times.s", "--objective.guidance_weight", "--data.resolution")
+LIST_OPTIONS = (
+    "--times.gap",
+    "--times.t",
+    "--times.s",
+    "--objective.guidance_weight",
+    "--data.resolution",
+    "--data.shape",
+    "--data.mean",
+    "--data.std",
+)
 
 
 class Request(NamedTuple):
@@ -70,6 +80,7 @@ def run(arguments: list[str]) -> int:
         print(f"usage: {USAGE}\n\n{DESCRIPTION}\n\nrecipes: {', '.join(recipe_names())}")
         print("`tvmatch train RECIPE --help` lists every option of a recipe.")
         return 0
+    arguments = [re.sub("^--(dry|world)-(run|size)", r"--\1_\2", argument) for argument in arguments]
     request = _request(_with_brackets(arguments))
     cls = config_class(request.content, request.source)
     parser = config_parser(cls, prog="tvmatch train", usage=USAGE, description=DESCRIPTION)
@@ -84,11 +95,15 @@ def run(arguments: list[str]) -> int:
         metavar="RUN",
         help="continue the run in this folder (default: --out), with its own configuration",
     )
+    parser.add_argument("--dry_run", action="store_true", help="count parameters, FLOPs and memory alone")
+    parser.add_argument("--world_size", type=int, default=1, help="GPUs of the dry run")
     add_defaults(parser, request.content, request.source)
     for file in request.files:
         add_defaults(parser, _on_top(file, request.content), str(file))
     parsed = parser.parse_args(request.arguments)
     config = instantiate(parser, parsed, cls)
+    if parsed.dry_run:
+        return dry_run.run(config, parsed.world_size)
     return _train(config, _out(parsed.out, config, request.resume), parsed.device, request.resume)
 
 
@@ -104,13 +119,13 @@ def _on_top(file: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_brackets(arguments: list[str]) -> list[str]:
-    """The arguments with pairs of numbers in the brackets that YAML wants: 1,2 becomes [1,2]."""
+    """The arguments with lists of numbers in the brackets that YAML wants: 1,2 becomes [1,2]."""
     number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-    options = "|".join(map(re.escape, PAIR_OPTIONS))
+    options = "|".join(map(re.escape, LIST_OPTIONS))
     turned: list[str] = []
     for argument in arguments:
-        named = bool(turned) and turned[-1] in PAIR_OPTIONS
-        match = re.fullmatch(rf"({'' if named else f'(?:{options})='})({number}, *{number})", argument)
+        named = bool(turned) and turned[-1] in LIST_OPTIONS
+        match = re.fullmatch(rf"({'' if named else f'(?:{options})='})({number}(?:, *{number})+)", argument)
         turned.append(f"{match[1]}[{match[2]}]" if match else argument)
     return turned
 
@@ -120,7 +135,8 @@ def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
     check_out(out, resume)
     resolve_device(device)
     dataset = load_data(config)  # which can take minutes: all that can be wrong before is known by now
-    trainer = Trainer(config, dataset, out, device=device, resume=resume)
+    decoder = load_decoder(config, dataset.spec, device)
+    trainer = Trainer(config, dataset, out, device=device, resume=resume, decoder=decoder)
     changes = [] if resume is None else differences(run_config(out), config)
     if changes:
         print(f"changed in this run: {', '.join(changes)}", file=sys.stderr)
@@ -176,7 +192,7 @@ def _request(arguments: list[str]) -> Request:
 
     peek = _Peek()
     peek.add_argument("--resume", nargs="?", const="")
-    for option in ("--out", "--device"):
+    for option in ("--out", "--device", "--initial"):
         peek.add_argument(option)
     known, rest = peek.parse_known_args(arguments)
     if known.resume in recipe_names() and not Path(known.resume).exists():
@@ -200,14 +216,17 @@ def _request(arguments: list[str]) -> Request:
             return Request(content, str(configs[0]), configs[1:], None, arguments)
     if name is None:
         raise InputError(f"recipe: name one of {', '.join(recipe_names())}")
-    return Request(yaml.safe_load(recipe_text(name)), f"recipe {name}", configs, None, arguments)
+    content = yaml.safe_load(recipe_text(name))
+    if known.initial is not None:  # the network that is there already, for options to change
+        content["network"] = network_section(known.initial)
+    return Request(content, f"recipe {name}", configs, None, arguments)
 
 
 def _recipe_name(arguments: list[str]) -> str | None:
     """The recipe among the arguments: the first of them, or one that is not the value of an option."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
-    flags = ("-h", "--help", "--print_config")
+    flags = ("-h", "--help", "--print_config", "--dry_run")
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument in recipe_names() and (not before.startswith("--") or "=" in before or before in flags):
             return argument

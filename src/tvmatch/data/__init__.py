@@ -1,13 +1,14 @@
-"""Data sets: digits, densities in the plane, images, and a user's own tensors."""
+"""Data sets: digits, densities in the plane, images, their latents, and a user's own tensors."""
 
 from tvmatch.data.base import Batch, Dataset, epoch_indices
-from tvmatch.data.config import DensityData, DigitsData, ImagesData
+from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
 from tvmatch.data.densities import Density
 from tvmatch.data.digits import digits
-from tvmatch.data.spec import DataSpec
+from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.data.tensors import TensorDataset
 
 __all__ = [
+    "AutoencoderInfo",
     "Batch",
     "DataSpec",
     "Dataset",
@@ -15,6 +16,7 @@ __all__ = [
     "DensityData",
     "DigitsData",
     "ImagesData",
+    "LatentsData",
     "TensorDataset",
     "digits",
     "epoch_indices",

@@ -91,9 +91,14 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
     return torch.randperm(length, generator=generator(seed, "take"))[:count]
 
 
+def mirrored_at_random(count: int, step: int, seed: int) -> Tensor:
+    """Which images of a step to mirror, each with probability 1/2: bool (count,), drawn for (seed, step)."""
+    return torch.rand(count, generator=generator(seed, "flip", step)) < 0.5
+
+
 def flip_at_random(images: Tensor, step: int, seed: int) -> Tensor:
     """Mirror each image of (B, C, H, W) left to right with probability 1/2, drawn for (seed, step)."""
-    mirrored = torch.rand(len(images), generator=generator(seed, "flip", step)) < 0.5
+    mirrored = mirrored_at_random(len(images), step, seed)
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 

@@ -1,10 +1,9 @@
-"""Finding images: a local folder, Parquet or Arrow files, or a data set on the Hugging Face Hub."""
+"""Finding images: a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub."""
 
-import bisect
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,10 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+from tvmatch.data.image_rows import EncodedImages, RowNames, Source
+from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_zip
+from tvmatch.data.imagenet import NO_ANSWERS, ImageNet, find_imagenet, list_imagenet
+from tvmatch.data.listing import Listing, as_rows, digest, one_line
 from tvmatch.errors import InputError
 
 _SPLIT_NAMES = {
@@ -25,45 +28,40 @@ _SPLIT_NAMES = {
 }
 _SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 
+_NO_LABELS = f"{DESCRIPTION} is missing, or has none"
 _HUB_TIMEOUT = 10.0  # seconds for the first answer; `datasets` itself would try for half a minute
 
 
-@dataclass(frozen=True)
-class RowNames:
-    """What to call row number n of a data set in a message: "row 3 of b.parquet".
-
-    Attributes:
-        sources: file names (or one description of the whole), in the order of their rows.
-        ends: for each source the number of rows up to its end; empty if only the whole is known.
-    """
-
-    sources: tuple[str, ...]
-    ends: tuple[int, ...] = ()
-
-    def __call__(self, row: int) -> str:
-        """The name of row `row`, counted from 0 in its source."""
-        place = bisect.bisect_right(self.ends, row) if self.ends else 0
-        first = self.ends[place - 1] if place else 0
-        return f"row {row - first} of {self.sources[place]}"
-
-
-def open_source(path: str, split: str) -> tuple[datasets.Dataset, RowNames]:
-    """The rows of `split` of the data set at `path`, not decoded, and their names for messages.
+def open_source(path: str, split: str) -> Source:
+    """The rows of `split` of the data set at `path`.
 
     Raises:
         InputError: nothing is there, it cannot be read, or it has no such split.
     """
     local = Path(path).expanduser()
     if not path:
-        raise InputError("data.path: give a folder, a .parquet or .arrow file, or the name of a Hub data set")
+        raise InputError(
+            "data.path: give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
+        )
     if not re.fullmatch(r"\w+(\[(-?\d+%?)?:(-?\d+%?)?\])?", split):
         raise InputError(f"data.split: must be a name like train or a slice like train[:1000], got {split!r}")
-    whole = RowNames((f"{path}, split {split}",))
+    whole = EncodedImages(RowNames((f"{path}, split {split}",)))
     if not local.exists():
         _check_hub(path)
-        return _load(path, split, path), whole
+        return _hashed(_load(path, split, path), whole)
     if local.is_file():
+        if local.suffix.lower() == ".zip":
+            return _open_zip(local, split)
         return _open_tables(path, split, {"train": [local]})
+    if (local / DESCRIPTION).is_file():
+        listing, stamp = list_folder(local)
+        return _open_listing(local, split, stamp, lambda: listing, _NO_LABELS)
+    try:
+        imagenet = find_imagenet(local)
+    except OSError as error:  # no permission
+        raise InputError(f"data.path: {one_line(error)}") from error
+    if imagenet is not None:
+        return _open_imagenet(path, imagenet, split)
     files = _scan(local)
     if files.tables:
         splits = _by_split(path, {file: _table_split(local, file) for file in files.tables})
@@ -71,21 +69,59 @@ def open_source(path: str, split: str) -> tuple[datasets.Dataset, RowNames]:
     if not files.images:
         raise InputError(f"data.path: {path} holds no images and no .parquet or .arrow files")
     splits = _image_splits(path, local, files)
-    return _load("imagefolder", split, path, data_files=_data_files(splits)), whole
+    return _hashed(_load("imagefolder", split, path, data_files=_data_files(splits)), whole)
 
 
-def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> tuple[datasets.Dataset, RowNames]:
+def _hashed(rows: datasets.Dataset, images: EncodedImages) -> Source:
+    # `datasets` hashes names, times and sizes of files, or the revision on the Hub, and the split.
+    return Source(rows, images, fingerprint=rows._fingerprint)
+
+
+def _open_zip(archive: Path, split: str) -> Source:
+    stamp = stamp_of_zip(archive)
+    return _open_listing(archive, split, stamp, lambda: list_zip(archive), _NO_LABELS)
+
+
+def _open_imagenet(path: str, imagenet: ImageNet, split: str) -> Source:
+    base = _SPLIT_OF.get(split.partition("[")[0], "")
+    if base not in imagenet.splits:
+        raise InputError(f"data.split: {split!r} of {path}: ImageNet has {', '.join(imagenet.splits)} here")
+    listing, stamp = list_imagenet(imagenet, base)
+    return _open_listing(imagenet.root, split, stamp, lambda: listing, NO_ANSWERS, split.partition("[")[0])
+
+
+def _open_listing(
+    root: Path,
+    split: str,
+    stamp: str,
+    listing: Callable[[], Listing],
+    without_labels: str,
+    name: str = "train",
+) -> Source:
+    """A part of the listed files, which are the split `name` as a whole."""
+    whole = as_rows(stamp, listing)
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(whole)})
+    except ValueError as error:  # an unknown split, or percents that are none
+        raise InputError(f"data.split: {split!r} of {root}: {one_line(error)}") from error
+    rows = whole.select(range(part.from_ or 0, len(whole) if part.to is None else part.to))
+    images = EncodedImages(RowNames((str(root),)), root.absolute(), stamp)
+    return Source(rows, images, digest(stamp, split), without_labels)
+
+
+def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
     suffixes = {file.suffix.lower() for found in files.values() for file in found}
     if suffixes not in ({".parquet"}, {".arrow"}):
         raise InputError(
-            f"data.path: {path} must be a folder, or .parquet or .arrow files, not {sorted(suffixes)}"
+            f"data.path: {path} must be a folder, or .parquet, .arrow or .zip files, not {sorted(suffixes)}"
         )
     chosen = files.get(split, [])
     if chosen and suffixes == {".parquet"}:
         names = RowNames(tuple(map(str, chosen)), tuple(accumulate(map(_parquet_rows, chosen))))
     else:  # a slice of a split, or Arrow files, which do not say how many rows they have
         names = RowNames((str(chosen[0]) if len(chosen) == 1 else f"{path}, split {split}",))
-    return _load(suffixes.pop()[1:], split, path, data_files=_data_files(files)), names
+    rows = _load(suffixes.pop()[1:], split, path, data_files=_data_files(files))
+    return _hashed(rows, EncodedImages(names))
 
 
 def _data_files(files: dict[str, list[Path]]) -> dict[str, DataFilesList]:
@@ -216,9 +252,3 @@ def _by_split(path: str, split_of: dict[Path, str | None]) -> dict[str, list[Pat
     for name, split in split_of.items():
         groups[split if split and None not in found else "train"].append(name)
     return dict(groups)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message, or its kind if it has none, on one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

@@ -4,27 +4,28 @@ Shapes: `B` images of a batch, `C` channels, `H` rows, `W` columns.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
-import PIL
 import torch
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.config import ImagesData
-from tvmatch.data.image_source import RowNames, one_line, open_source
-from tvmatch.data.pixels import decode
+from tvmatch.data.image_columns import find_classes, find_image_column
+from tvmatch.data.image_rows import EncodedImages
+from tvmatch.data.image_source import open_source
+from tvmatch.data.listing import PLACE, one_line
+from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
 
 _BATCH_ROWS = 256  # images decoded and written together: 50 MB at 256×256 RGB
-_MOST_CLASSES = 100_000
 _PREPARED = datasets.Features(
     {
         "pixels": datasets.Value("binary"),
@@ -85,26 +86,27 @@ def load_images(options: ImagesData) -> ImageDataset:
         InputError: see `ImagesData.load`.
     """
     height, width = _checked_size(options)
-    source, row_names = open_source(options.path, options.split)
-    if len(source) == 0:
+    source = open_source(options.path, options.split)
+    if len(source.rows) == 0:
         raise InputError(f"data.split: {options.split!r} of {options.path} holds no rows")
-    image_column = _image_column(source, options)
-    kept = [image_column]
+    image_column = find_image_column(source.rows, options.image_column, options.path)
+    kept = source.columns_of_images(image_column)
     class_names, class_numbers = None, None
     if options.label_column is not None:
         kept.append(options.label_column)
-        class_names, class_numbers = _classes(source, options.label_column)
+        class_names, class_numbers = find_classes(source, options.label_column, options.path)
     preparation = _Preparation(
         height=height,
         width=width,
         channels=options.channels,
+        crop=options.crop,
         image_column=image_column,
         label_column=options.label_column,
         class_numbers=class_numbers,
-        row_names=row_names,
+        images=source.images,
         skip=options.on_bad_image == "skip",
     )
-    encoded = source.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
+    encoded = source.rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
     try:
         rows = encoded.map(
             preparation,
@@ -114,7 +116,7 @@ def load_images(options: ImagesData) -> ImageDataset:
             writer_batch_size=_BATCH_ROWS,
             remove_columns=kept,
             features=_PREPARED,
-            num_proc=None if options.workers == 1 else min(options.workers, len(source)),
+            num_proc=None if options.workers == 1 else min(options.workers, len(source.rows)),
             desc="preparing images",
         )
     except OSError as error:  # a full disk, or no permission to write
@@ -149,17 +151,19 @@ class _Preparation:
     height: int
     width: int
     channels: int
+    crop: Crop
     image_column: str
     label_column: str | None
     class_numbers: dict[str, int] | None  # of names, where the column holds names
-    row_names: RowNames
+    images: EncodedImages
     skip: bool
     version: int = 1  # raise it when the pixels change, so that no older cache is read
 
     def __call__(self, batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
         pixels, problems = [], []
-        for row, image in zip(rows, batch[self.image_column], strict=True):
-            content, problem = self._pixels(image or {}, row)
+        places = batch.get(PLACE) or [None] * len(rows)
+        for row, image, place in zip(rows, batch[self.image_column], places, strict=True):
+            content, problem = self._pixels(image, place, row)
             if problem is not None and not self.skip:
                 raise InputError(f"{problem}; data.on_bad_image=skip leaves such images out")
             pixels.append(content)
@@ -169,19 +173,20 @@ class _Preparation:
             labels = [self.class_numbers[label] for label in labels]
         return {"pixels": pixels, "label": labels, "problem": problems}
 
-    def _pixels(self, image: dict[str, Any], row: int) -> tuple[bytes | None, str | None]:
+    def _pixels(
+        self, image: Mapping[str, Any] | None, place: Sequence[int] | None, row: int
+    ) -> tuple[bytes | None, str | None]:
         """The bytes of one image, or None and what is wrong with it."""
-        content: bytes | None = image.get("bytes")
-        encoded: bytes | str | None = content or image.get("path")
-        name = encoded if isinstance(encoded, str) else self.row_names(row)
-        if not encoded:
-            return None, f"{name}: there is no image"
+        name = self.images.name(image, row)
         try:
-            return decode(encoded, self.height, self.width, self.channels).tobytes(), None
-        except PIL.UnidentifiedImageError:  # its message is an address in memory
-            return None, f"{name}: not an image, or its start is damaged"
+            encoded = self.images.content(image, place)
+            if not encoded:
+                return None, f"{name}: there is no image"
+            return decode(encoded, self.height, self.width, self.channels, self.crop).tobytes(), None
+        except InputError as error:  # latents: no bad image, but another kind of data
+            raise InputError(f"{name}: {error}") from error
         except Exception as error:  # Pillow's readers raise every kind for a broken file
-            return None, f"{name}: not a readable image ({one_line(error)})"
+            return None, f"{name}: {what_is_wrong(error)}"
 
 
 def _checked_size(options: ImagesData) -> tuple[int, int]:
@@ -194,69 +199,10 @@ def _checked_size(options: ImagesData) -> tuple[int, int]:
         raise InputError(f"data.channels: must be 1 (grey) or 3 (RGB), got {options.channels}")
     if options.on_bad_image not in ("error", "skip"):
         raise InputError(f"data.on_bad_image: must be error or skip, got {options.on_bad_image!r}")
+    check_crop(options.crop, *sizes)
     if options.workers < 1:
         raise InputError(f"data.workers: must be at least 1, got {options.workers}")
     return sizes[0], sizes[1]
-
-
-def _image_column(source: datasets.Dataset, options: ImagesData) -> str:
-    """The column named by the options, or the only one that holds images."""
-
-    def holds_images(column: str) -> bool:
-        feature = source.features[column]
-        # Parquet written without `datasets` has the same bytes and paths under no special type.
-        return isinstance(feature, datasets.Image) or (
-            isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-        )
-
-    columns = ", ".join(source.column_names)
-    if options.image_column is None:
-        found: list[str] = [column for column in source.column_names if holds_images(column)]
-        if len(found) != 1:
-            raise InputError(
-                f"data.image_column: say which column of {options.path} holds the images, "
-                f"{len(found)} seem to; the columns are {columns}"
-            )
-        return found[0]
-    if options.image_column not in source.column_names:
-        raise InputError(
-            f"data.image_column: there is no column {options.image_column!r}; the columns are {columns}"
-        )
-    is_binary = source.features[options.image_column] in (
-        datasets.Value("binary"),
-        datasets.Value("large_binary"),
-    )
-    if not is_binary and not holds_images(options.image_column):
-        raise InputError(
-            f"data.image_column: {options.image_column!r} of {options.path} does not hold images"
-        )
-    return options.image_column
-
-
-def _classes(source: datasets.Dataset, column: str) -> tuple[tuple[str, ...], dict[str, int] | None]:
-    """Names of the classes in the order of their numbers, and a name's number if the column holds names."""
-    if column not in source.column_names:
-        columns = ", ".join(source.column_names)
-        raise InputError(f"data.label_column: there is no column {column!r}; the columns are {columns}")
-    feature = source.features[column]
-    kind = feature.dtype if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
-    if kind not in ("string", "large_string") and "int" not in kind:
-        raise InputError(
-            f"data.label_column: {column!r} must hold names or whole numbers, not {kind or feature}"
-        )
-    values: Sequence[Any] = source.unique(column)
-    if None in values:
-        raise InputError(f"data.label_column: {column!r} has rows without a label")
-    if "int" not in kind:
-        names = tuple(sorted(values))
-        return names, {name: number for number, name in enumerate(names)}
-    low, high = min(values), max(values)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-    most = len(names) or _MOST_CLASSES
-    if low < 0 or high >= most:
-        wrong = low if low < 0 else high
-        raise InputError(f"data.label_column: {column!r} holds {wrong}, classes are numbers 0 … {most - 1}")
-    return names or tuple(str(number) for number in range(high + 1)), None
 
 
 def _usable_rows(rows: datasets.Dataset, path: str) -> Tensor:

@@ -1,39 +1,93 @@
 """From an encoded image to bytes of the wanted size: decode, crop about the centre, resize."""
 
 import io
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tvmatch.data.listing import one_line
+from tvmatch.data.npy import is_npy, pixels_of_npy
+from tvmatch.errors import InputError
+
+Crop = Literal["centre", "dhariwal"]
+
+_MOST_PIXELS = 2**27  # half a gigabyte in memory; Pillow itself refuses larger files at about this
 
 
-def decode(source: bytes | str, height: int, width: int, channels: int) -> NDArray[np.uint8]:
+def decode(
+    source: bytes | str, height: int, width: int, channels: int, crop: Crop = "centre"
+) -> NDArray[np.uint8]:
     """One image as uint8 of shape (channels, height, width).
 
     The orientation that a camera recorded is applied; transparent pixels are laid on white; 16-bit grey
-    becomes 8-bit; of an animation the first frame is used. The largest centred rectangle of the wanted
-    proportions is kept and resized by a bicubic filter that widens when it shrinks (antialiasing).
+    becomes 8-bit; of an animation the first frame is used.
 
     Args:
-        source: the encoded bytes, or the path of a file.
+        source: the encoded bytes (of an image file, or NPY with uint8 pixels), or the path of a file.
         height: of the result, in pixels.
         width: likewise.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        crop: "centre" keeps the largest centred rectangle of the wanted proportions and resizes it by a
+            bicubic filter that widens when it shrinks (antialiasing); "dhariwal" is `dhariwal_crop`.
 
     Raises:
+        InputError: for a crop that there is not, or that cannot give this shape; for latents.
         Exception: of whatever kind Pillow raises for a file that it cannot read.
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        file.load()
-        image = _eight_bit(ImageOps.exif_transpose(file))
+    check_crop(crop, height, width)
+    image = _open(source)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB" if channels == 3 else "L")
-    # Cropped before it is resized: the filter would reach beyond a mere box given to `resize`.
-    image = image.crop(centre_box(image.width, image.height, width, height))
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    if crop == "dhariwal":
+        image = dhariwal_crop(image, height)
+    else:
+        # Cropped before it is resized: the filter would reach beyond a mere box given to `resize`.
+        image = image.crop(centre_box(image.width, image.height, width, height))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """An error of `decode`, or of reading the bytes for it, in words."""
+    if isinstance(error, UnidentifiedImageError):  # its message is an address in memory
+        return "not an image, or its start is damaged"
+    return f"not a readable image ({one_line(error)})"
+
+
+def check_crop(crop: str, height: int, width: int) -> None:
+    """Refuse a crop that there is not, or that cannot give images of height × width.
+
+    Raises:
+        InputError: naming the value.
+    """
+    if crop not in get_args(Crop):
+        raise InputError(f"data.crop: must be {' or '.join(get_args(Crop))}, got {crop!r}")
+    if crop == "dhariwal" and height != width:
+        raise InputError(f"data.crop: dhariwal makes squares only, got a resolution of {height}×{width}")
+
+
+def dhariwal_crop(image: Image.Image, size: int) -> Image.Image:
+    """The square that models of ImageNet are trained on (Dhariwal & Nichol, arXiv 2105.05233).
+
+    Halved by averaging 2×2 pixels (an odd last row or column shares in it) while the shorter side is at
+    least twice `size`; resized by a bicubic filter so that the shorter side is `size`; then the centre.
+
+    Raises:
+        ValueError: the image is so oblong that it would take gigabytes on the way.
+    """
+    oblong = max(image.size) / min(image.size)
+    if oblong * size**2 > _MOST_PIXELS:
+        raise ValueError(f"proportions of {oblong:.0f} to 1 are not supported")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def centre_box(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int, int, int]:
@@ -45,6 +99,17 @@ def centre_box(width: int, height: int, to_width: int, to_height: int) -> tuple[
     inner_width, inner_height = max(round(scale * to_width), 1), max(round(scale * to_height), 1)
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
     return left, top, left + inner_width, top + inner_height
+
+
+def _open(source: bytes | str) -> Image.Image:
+    """The image upright, in 8 bits."""
+    if isinstance(source, bytes) and is_npy(source):
+        return Image.fromarray(pixels_of_npy(source))
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        if file.format == "EPS":  # a program, which Pillow would give to Ghostscript to run
+            raise ValueError("PostScript is not supported")
+        file.load()
+        return _eight_bit(ImageOps.exif_transpose(file))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -2,9 +2,9 @@
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,25 +13,48 @@ from tvmatch.errors import InputError
 
 
 @dataclass(frozen=True)
+class AutoencoderInfo:
+    """The autoencoder that stands between images and latents.
+
+    Attributes:
+        source: where it was loaded from, a folder or a name on the Hugging Face Hub.
+        fingerprint: SHA-256 of its weights, whatever file they came in (`Autoencoder.fingerprint`); "" for a
+            model that was imported without its autoencoder at hand, which then cannot be checked.
+        image_shape: (C, H, W) of the images.
+    """
+
+    source: str
+    fingerprint: str
+    image_shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise InputError(f"image_shape: must be three positive sizes, got {self.image_shape}")
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """Shape, classes and normalisation of a data set.
 
     Attributes:
-        kind: "image" for pixels in [0, 1], "points" for vectors without a range.
-        shape: of one element, (C, H, W) for images, (D,) for points.
+        kind: "image" for pixels in [0, 1], "points" for vectors without a range, "latents" for images as an
+            autoencoder encodes them, without any scaling factor.
+        shape: of one element, (C, H, W) for images and latents, (D,) for points.
         class_names: one name a class in the order of the labels, or None without labels.
-        mean: per channel (images) or coordinate (points), in data units.
+        mean: per channel (images, latents) or coordinate (points), in data units.
         std: likewise; the network sees (data − mean) / std.
+        autoencoder: of latents; None for other data.
     """
 
-    kind: Literal["image", "points"]
+    kind: Literal["image", "points", "latents"]
     shape: tuple[int, ...]
     class_names: tuple[str, ...] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    autoencoder: AutoencoderInfo | None = None
 
     def __post_init__(self) -> None:
-        expected_rank = {"image": 3, "points": 1}[self.kind]
+        expected_rank = {"image": 3, "points": 1, "latents": 3}[self.kind]
         if len(self.shape) != expected_rank or min(self.shape) < 1:
             raise InputError(
                 f"shape of {self.kind} data must have {expected_rank} positive sizes, got {self.shape}"
@@ -47,6 +70,30 @@ class DataSpec:
             not self.class_names or len(set(self.class_names)) < self.class_count
         ):
             raise InputError(f"class names must be distinct and not empty, got {self.class_names}")
+        if (self.kind == "latents") != (self.autoencoder is not None):
+            raise InputError(
+                f"autoencoder: must be given for latents and for nothing else, this is {self.kind} data"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values for JSON; `from_description` reads them back."""
+        content = asdict(self)
+        if self.autoencoder is None:
+            del content["autoencoder"]
+        return content
+
+    @classmethod
+    def from_description(cls, content: Mapping[str, Any]) -> "DataSpec":
+        """The spec of a description.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError, AttributeError: if it describes none.
+        """
+        values: dict[str, Any] = {name: _tuple(x) for name, x in content.items()}
+        if values.get("autoencoder") is not None:
+            autoencoder = {name: _tuple(x) for name, x in values["autoencoder"].items()}
+            values["autoencoder"] = AutoencoderInfo(**autoencoder)
+        return cls(**values)
 
     @property
     def class_count(self) -> int:
@@ -90,3 +137,8 @@ class DataSpec:
         if not 0 <= index < len(self.class_names):
             raise InputError(f"labels: {index} is outside 0 … {len(self.class_names) - 1}")
         return index
+
+
+def _tuple(x: Any) -> Any:
+    """JSON has lists where we have tuples."""
+    return tuple(x) if isinstance(x, list) else x

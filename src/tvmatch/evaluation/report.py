@@ -1,4 +1,4 @@
-"""Metrics as a file and as a table, the same for digits, points and images."""
+"""Metrics as a file and as a table: of digits, points, images, and of images in features."""
 
 import json
 from collections.abc import Mapping
@@ -11,6 +11,14 @@ from tvmatch.files import replacing
 
 _FIRST_KEYS = ("dataset", "steps", "parameters", "train_seconds")
 _LAST_KEY = "nfe"
+_LABELS = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "fd_dinov2": "FD-DINOv2",
+    "fd": "FD",
+    "spatial_fd": "spatial FD",
+    "inception_score": "IS",
+}
 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
@@ -27,7 +35,7 @@ def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     middle = [key for key in metrics if key not in (*_FIRST_KEYS, _LAST_KEY)]
     last = [key for key in (_LAST_KEY,) if key in metrics]
     ordered = {key: metrics[key] for key in [*first, *middle, *last]}
-    text = json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(ordered, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
@@ -49,6 +57,22 @@ def metrics_table(metrics: Mapping[str, Any], title: str | None = None) -> Table
     return table
 
 
+def features_table(metrics: Mapping[str, Any], title: str | None = None) -> Table:
+    """A table of feature metrics: a row for each guidance weight and number of steps in `rows`.
+
+    The standard deviation of the Inception Score is left out, to fit 80 columns.
+    """
+    rows: list[dict[str, Any]] = metrics["rows"]
+    table = Table(title=title)
+    columns = [column for column in rows[0] if column not in ("provenance", "inception_score_std")]
+    for column in columns:
+        label = _LABELS.get(column, _words(column))
+        table.add_column(label, justify="right", style="bold" if column == "steps" else None)
+    for row in rows:
+        table.add_row(*(_shown(column, row[column]) for column in columns))
+    return table
+
+
 def _words(key: str) -> str:
     return key.replace("_", " ").replace("per second", "/ s")
 
@@ -59,6 +83,6 @@ def _shown(key: str, value: object) -> str:
         return f"{value:,}"
     if not isinstance(value, float):
         return str(value)
-    if key.endswith(("accuracy", "ratio")):
+    if key.endswith(("accuracy", "ratio", "precision", "recall")):
         return f"{value:.3f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,6 +1,6 @@
 """Networks in the tensor names of the TVM authors' published checkpoints.
 
-Only names and shapes are translated here; reading their files safely is another matter.
+Only names and shapes are translated here; `tvmatch.interop.snapshot` reads their files safely.
 """
 
 import math
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
+from tvmatch.models.dit import PRESETS, position_table
 
 PREFIX = "model."
 
@@ -43,13 +44,19 @@ def _names(network: DiT) -> dict[str, str]:
 
 
 def network_from_authors(
-    state_dict: Mapping[str, Tensor], *, heads: int, qk_norm: bool = True, modulation_norm: bool = True
+    state_dict: Mapping[str, Tensor],
+    *,
+    heads: int,
+    rms_norm: bool = True,
+    qk_norm: bool = True,
+    modulation_norm: bool = True,
 ) -> DiT:
     """A DiT with the weights of an authors' state dict; sizes come from the tensors' shapes.
 
     Args:
         state_dict: their names, with or without the prefix "model.". The precision is kept.
         heads: number of attention heads, which no shape tells.
+        rms_norm: whether the blocks' norms are RMSNorm, not LayerNorm; no tensor tells.
         qk_norm: whether queries and keys are normalised.
         modulation_norm: whether the modulation vectors are, which no tensor tells.
 
@@ -58,7 +65,12 @@ def network_from_authors(
             the fixed sin-cos table of a square image.
     """
     theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
-    network = DiT(*_architecture(theirs, heads, qk_norm, modulation_norm))
+    architecture = _architecture(theirs, heads, rms_norm, qk_norm, modulation_norm)
+    try:
+        with torch.device("meta"):  # without memory until the tensors fit: their shapes may be anybody's
+            network = DiT(*architecture)
+    except RuntimeError:
+        raise InputError(f"state_dict: a DiT of impossible size, {architecture[0].size()}") from None
     names = _names(network)
     expected = {*names.values(), "pos_embed"}
     if theirs.keys() != expected:
@@ -76,10 +88,12 @@ def network_from_authors(
                 f"expected floating point of shape {tuple(parameter.shape)}"
             )
         ours[name] = tensor
-    positions = theirs["pos_embed"].reshape(-1, theirs["pos_embed"].shape[-1])
+    positions, expected_shape = theirs["pos_embed"], network.positions.shape
+    fits = positions.shape[-2:] == expected_shape and positions.numel() == network.positions.numel()
+    positions = positions.reshape(expected_shape) if fits else positions
     # They are stored in float32 at best; half-precision files round them further.
-    if positions.shape != network.positions.shape or not torch.allclose(
-        positions.float(), network.positions, atol=5e-3
+    if not fits or not torch.allclose(
+        positions.float(), position_table(*network.grid, expected_shape[-1]), atol=5e-3
     ):
         raise InputError("state_dict: pos_embed is not the fixed sin-cos table of a square image")
     dtypes = {tensor.dtype for tensor in (*ours.values(), positions)}
@@ -87,22 +101,42 @@ def network_from_authors(
         raise InputError(
             f"state_dict: its tensors differ in precision: {', '.join(sorted(map(str, dtypes)))}"
         )
-    network = network.to(positions.dtype)
+    network = network.to(positions.dtype).to_empty(device="cpu")
     network.load_state_dict(ours, strict=True)
     network.positions.copy_(positions)  # theirs to the last digit, not only to the tolerance above
     return network
 
 
+def guess_attention(state_dict: Mapping[str, Tensor]) -> tuple[int, bool]:
+    """(heads, whether queries and keys are normalised) of an authors' state dict.
+
+    Where they are, their scale has the width of a head. Else the number of heads is that of the preset of
+    this hidden size, or such that a head is 64 wide.
+    """
+    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    hidden_size = max([1, *theirs.get("x_embedder.proj.weight", torch.empty(0)).shape[:1]])
+    scale = theirs.get("blocks.0.attn.q_norm.weight")
+    if scale is not None and scale.ndim == 1 and len(scale) > 0:
+        return max(hidden_size // len(scale), 1), True
+    presets = {size.hidden_size: size.heads for size in PRESETS.values()}
+    return presets.get(hidden_size, max(hidden_size // 64, 1)), scale is not None
+
+
 def _architecture(
-    theirs: Mapping[str, Tensor], heads: int, qk_norm: bool, modulation_norm: bool
+    theirs: Mapping[str, Tensor], heads: int, rms_norm: bool, qk_norm: bool, modulation_norm: bool
 ) -> tuple[DiTConfig, tuple[int, int, int], int]:
     """(config, image shape, class count) that the shapes of their tensors tell."""
+    empty = [name for name, tensor in theirs.items() if tensor.numel() == 0]
+    if empty:
+        raise InputError(f"state_dict: empty tensors {sorted(empty)[:3]}")
     try:
         hidden_size, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
         side = math.isqrt(theirs["pos_embed"].shape[-2]) * patch_size
         mlp_size = theirs["blocks.0.mlp.fc1.weight"].shape[0]
         frequencies = theirs["t_embedder.mlp.0.weight"].shape[1] // 2
         depth = 1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("blocks."))
+        if min(hidden_size, channels, patch_size, side, mlp_size, frequencies) < 1 or depth > len(theirs):
+            raise ValueError
     except KeyError as missing:
         raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
     except (ValueError, IndexError):
@@ -118,6 +152,7 @@ def _architecture(
         patch_size=patch_size,
         mlp_ratio=mlp_size / hidden_size,
         time_frequencies=frequencies,
+        rms_norm=rms_norm,
         qk_norm=qk_norm,
         modulation_norm=modulation_norm,
         guidance_embedding="guidance_embedder.mlp.0.weight" in theirs,

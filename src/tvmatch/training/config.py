@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
-from tvmatch.data.config import DensityData, DigitsData, ImagesData
+from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig, MLPConfig
 from tvmatch.times import TimesConfig
@@ -35,6 +35,8 @@ class ObjectiveConfig:
         label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1.
         target_ema: rate of the target network's moving average; 0 takes the network itself as target.
         detach_jvp: no gradient through the derivative in s (faster, biased).
+        teacher: a checkpoint whose frozen velocity, with guidance, is the target instead of the network's own
+            (distillation); `target_ema` has no part then.
     """
 
     guidance_weight: float | tuple[float, float] = 1.0
@@ -42,6 +44,7 @@ class ObjectiveConfig:
     label_dropout: float = 0.1
     target_ema: float = 0.99
     detach_jvp: bool = False
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "objective")
@@ -165,6 +168,7 @@ class Config:
     Attributes:
         recipe: the name it goes by.
         seed: of the initial weights, the data order, the noise and the times.
+        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
         data: the data set.
         network: size and switches of the network.
         times: distribution of (t, s, s').
@@ -175,6 +179,7 @@ class Config:
 
     recipe: str = "custom"
     seed: int = 0
+    initial: str | None = None
     data: Any = None
     network: Any = None
     times: TimesConfig = field(default_factory=TimesConfig)
@@ -218,6 +223,7 @@ class DigitsConfig(Config):
     Attributes:
         recipe: the name it goes by.
         seed: of the initial weights, the data order, the noise and the times.
+        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
     """
 
     data: DigitsData = field(default_factory=DigitsData)
@@ -231,6 +237,7 @@ class DensityConfig(Config):
     Attributes:
         recipe: the name it goes by.
         seed: of the initial weights, the data order, the noise and the times.
+        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
     """
 
     data: DensityData = field(default_factory=DensityData)
@@ -244,6 +251,7 @@ class ImagesConfig(Config):
     Attributes:
         recipe: the name it goes by.
         seed: of the initial weights, the data order, the noise and the times.
+        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
     """
 
     data: ImagesData = field(default_factory=lambda: ImagesData(path=""))
@@ -265,3 +273,17 @@ class ImagesConfig(Config):
                     raise InputError(
                         f"network.patch_size: {patch} does not divide data.resolution {self.data.resolution}"
                     )
+
+
+@dataclass(kw_only=True)
+class LatentsConfig(Config):
+    """A run on the latents of images.
+
+    Attributes:
+        recipe: the name it goes by.
+        seed: of the initial weights, the data order, the noise and the times.
+        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
+    """
+
+    data: LatentsData = field(default_factory=lambda: LatentsData(latents=""))
+    network: DiTConfig = field(default_factory=DiTConfig)

@@ -9,6 +9,8 @@ from tvmatch.errors import InputError
 
 PAIR_OF_NUMBERS = "a pair of numbers like [1,2]"
 PAIR_OF_WHOLE_NUMBERS = "a pair of whole numbers like [1,2]"
+LIST_OF_NUMBERS = "a list of numbers like [1,2,3]"
+THREE_WHOLE_NUMBERS = "three whole numbers like [4,32,32]"
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -17,6 +19,8 @@ _WORDS: dict[Any, str] = {
     type(None): "null",
     tuple[float, float]: PAIR_OF_NUMBERS,
     tuple[int, int]: PAIR_OF_WHOLE_NUMBERS,
+    tuple[float, ...]: LIST_OF_NUMBERS,
+    tuple[int, int, int]: THREE_WHOLE_NUMBERS,
 }
 
 
@@ -53,6 +57,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in parts)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
+    if origin is tuple and parts[-1] is ...:
+        return isinstance(value, list | tuple) and all(_fits(x, parts[0]) for x in value)
     if origin is tuple:
         same_length = isinstance(value, list | tuple) and len(value) == len(parts)
         return same_length and all(_fits(x, part) for x, part in zip(value, parts, strict=True))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tvmatch.data.base import Batch, Dataset
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
 from tvmatch.trained_model import FORMAT as MODEL_FORMAT
-from tvmatch.trained_model import TrainedModel, read_json
+from tvmatch.trained_model import Decoder, TrainedModel, read_json
 from tvmatch.training.acceleration import accelerate
 from tvmatch.training.checkpoint import (
     build_facts,
@@ -27,6 +28,7 @@ from tvmatch.training.checkpoint import (
 )
 from tvmatch.training.config import Config
 from tvmatch.training.diagnostics import modulation_norms, tangent_norms
+from tvmatch.training.initial import start_from
 from tvmatch.training.log import RunLog
 from tvmatch.training.non_finite import NonFiniteError
 from tvmatch.training.previews import draw_samples
@@ -39,8 +41,10 @@ from tvmatch.training.start import (
     resolve_device,
     resolve_precision,
     step_batches,
+    untrained_network,
 )
 from tvmatch.training.step import StepResult, draw_inputs, training_step
+from tvmatch.training.teacher import GuidedTeacher, load_teacher
 
 
 class Trainer:
@@ -52,6 +56,7 @@ class Trainer:
         out: the run folder; it must be empty, missing, or hold the run that `resume` names.
         device: "auto", or a PyTorch device name.
         resume: a run folder or its newest checkpoint, to continue; it must fit the configuration.
+        decoder: for latents, what makes images of them; without it no samples are drawn.
 
     Raises:
         InputError: if `out` holds another run, the checkpoint does not fit, a value of the configuration is
@@ -66,14 +71,16 @@ class Trainer:
         *,
         device: str = "auto",
         resume: str | Path | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
-        self.config, self.dataset, self.out = config, dataset, Path(out)
+        self.config, self.dataset, self.out, self.decoder = config, dataset, Path(out), decoder
         config.check()
         check_out(self.out, resume)
         self.device = resolve_device(device)
         self._check_guidance()
-        self.state = initial_state(config, dataset.spec, self.device)
         self.messages: list[str] = []
+        self.state = initial_state(config, dataset.spec, self.device, self._initial_network())
+        self.teacher = self._load_teacher()
         if resume is not None:
             self._resume(Path(resume))
         if self.state.step > config.training.steps:
@@ -82,12 +89,35 @@ class Trainer:
             )
         self._accelerate()
 
+    def _initial_network(self) -> nn.Module | None:
+        """The network to fine-tune, unless there is a checkpoint of this run, whose weights come instead."""
+        if self.config.initial is None or checkpoints(self.out):
+            return None
+        network = untrained_network(self.config, self.dataset.spec)
+        self.messages += start_from(network, self.config, self.dataset.spec)
+        return network
+
+    def _load_teacher(self) -> GuidedTeacher | None:
+        """The network that gives the target velocity instead of the trained one's average, if any."""
+        objective = self.config.objective
+        if objective.teacher is None:
+            return None
+        return load_teacher(
+            objective.teacher,
+            self.dataset.spec,
+            objective.guidance_weight,
+            scaled=objective.scaled,
+            device=self.device,
+        )
+
     def _accelerate(self) -> None:
         """Recomputation and compilation; the evaluation average, which is sampled and saved, stays plain."""
         training, target = self.config.training, self.state.target
         accelerate(self.state.network, recompute=training.recompute, compiled=training.compile)
         if target is not None:
             accelerate(target.network, compiled=training.compile)
+        if self.teacher is not None:
+            accelerate(self.teacher.network, compiled=training.compile)
         if training.compile:
             self.messages.append("compiling: the first step takes a minute or more")
 
@@ -144,7 +174,9 @@ class Trainer:
 
     @property
     def target(self) -> Network:
-        """θ*: the target average, or the network itself."""
+        """θ*: the teacher, the target average, or the network itself."""
+        if self.teacher is not None:
+            return self.teacher
         return self.state.network if self.state.target is None else self.state.target.network
 
     def trained_model(self) -> TrainedModel:
@@ -162,8 +194,14 @@ class Trainer:
                 "parameters": sum(x.numel() for x in self.state.network.parameters()),
                 "train_seconds": round(self.state.seconds, 2),
                 "batch_size": config.training.batch_size,
+                **{
+                    name: path
+                    for name, path in (("initial", config.initial), ("teacher", config.objective.teacher))
+                    if path is not None
+                },
                 **build_facts(self.device),
             },
+            decoder=self.decoder,
         )
 
     def run(self, until: int | None = None) -> TrainedModel:
@@ -273,7 +311,13 @@ def _scalars(result: StepResult) -> dict[str, float]:
 
 
 def train(
-    config: Config, dataset: Dataset, out: str | Path, *, device: str = "auto", resume: bool = False
+    config: Config,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    decoder: Decoder | None = None,
 ) -> TrainedModel:
     """Train on any data set, for example a `tvmatch.data.TensorDataset` of one's own tensors.
 
@@ -283,6 +327,7 @@ def train(
         out: the run folder.
         device: "auto", or a PyTorch device name.
         resume: continue the run in `out` from its newest checkpoint.
+        decoder: for latents, what makes images of them (a `tvmatch.data.autoencoder.Autoencoder`).
 
     Returns:
         The evaluation average, ready to sample.
@@ -291,4 +336,4 @@ def train(
         InputError, Interrupted, NonFiniteError: see `Trainer`.
     """
     own = replace(config, data=None)  # the recipe's data section does not describe what is really used
-    return Trainer(own, dataset, out, device=device, resume=out if resume else None).run()
+    return Trainer(own, dataset, out, device=device, resume=out if resume else None, decoder=decoder).run()

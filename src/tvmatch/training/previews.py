@@ -19,13 +19,14 @@ def draw_samples(model: TrainedModel, dataset: Dataset, folder: Path, log: RunLo
     """Draw samples of a model in training into `folder` and, of images, into TensorBoard.
 
     Images are drawn in one step, a row a class; points of the plane in one, two and four steps beside
-    their data. Other points have no picture, nor have samples that are not finite.
+    their data. Other points have no picture, nor have latents without a decoder, nor samples that are not
+    finite.
 
     Raises:
         OSError: if the picture cannot be written.
     """
     path = folder / f"step_{model.step:07d}.png"
-    if model.spec.kind == "image":
+    if model.gives_images:
         rows = min(model.spec.class_count, 10)
         labels = [k for k in range(rows) for _ in range(COLUMNS)] or None
         samples = model.sample(labels, count=None if labels else COLUMNS * COLUMNS)
@@ -33,7 +34,7 @@ def draw_samples(model: TrainedModel, dataset: Dataset, folder: Path, log: RunLo
             grid = pictures.image_grid(samples, COLUMNS)
             pictures.save_png(grid, path)
             log.image("samples/1 step", grid, model.step)
-    elif model.spec.shape == (2,):
+    elif model.spec.kind == "points" and model.spec.shape == (2,):
         count = min(POINTS, len(dataset)) if isinstance(dataset, Sized) else POINTS
         data = dataset.take(count, seed).values
         clouds = {n: model.sample(count=count, steps=n, batch_size=count) for n in (1, 2, 4)}

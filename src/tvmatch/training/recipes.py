@@ -12,8 +12,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from tvmatch.errors import InputError
-from tvmatch.training.config import Config, DensityConfig, DigitsConfig, ImagesConfig
-from tvmatch.training.fields import PAIR_OF_NUMBERS, PAIR_OF_WHOLE_NUMBERS, suggestion
+from tvmatch.training.config import Config, DensityConfig, DigitsConfig, ImagesConfig, LatentsConfig
+from tvmatch.training.fields import (
+    LIST_OF_NUMBERS,
+    PAIR_OF_NUMBERS,
+    PAIR_OF_WHOLE_NUMBERS,
+    THREE_WHOLE_NUMBERS,
+    suggestion,
+)
 
 
 class OneLineParser(ArgumentParser):
@@ -37,6 +43,8 @@ _TYPES = {
     r"<class 'bool'>": "true or false",
     r"<class 'str'>": "text",
     r"<class 'NoneType'>": "null",
+    r"tuple\[float, \.\.\.\]": LIST_OF_NUMBERS,
+    r"tuple\[int, int, int\]": THREE_WHOLE_NUMBERS,
     r"tuple\[float, float\]|tuple with 2 elements|<class 'tuple'>": PAIR_OF_NUMBERS,
     r"tuple\[int, int\]": PAIR_OF_WHOLE_NUMBERS,
     r"typing\.Literal\[(.*?)\]": r"one of \1",
@@ -113,6 +121,8 @@ def config_class(content: Mapping[str, Any], source: str) -> type[Config]:
         )
     if "path" in data:
         return ImagesConfig
+    if "latents" in data:
+        return LatentsConfig
     return DensityConfig if "name" in data else DigitsConfig
 
 

@@ -69,17 +69,35 @@ def check_out(out: Path, resume: str | Path | None) -> None:
         raise InputError(f"resume: {out} is not a run, it has no {CONFIG_NAME}")
 
 
-def initial_state(config: Config, spec: DataSpec, device: torch.device) -> TrainingState:
-    """Untrained weights, a function of the configuration's seed alone, with both averages and AdamW.
+def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
+    """The network with initial weights, a function of the configuration's seed alone.
+
+    Raises:
+        InputError: if it does not fit the data.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(fold(config.seed, "weights"))
+        return build_network(config.network, spec)
+
+
+def initial_state(
+    config: Config, spec: DataSpec, device: torch.device, network: nn.Module | None = None
+) -> TrainingState:
+    """The network as it starts, with both averages and AdamW.
+
+    Args:
+        config: the run.
+        spec: of its data.
+        device: where to put everything.
+        network: with the weights to start from; by default those of the configuration's seed.
 
     Raises:
         InputError: if the network does not fit the data.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(fold(config.seed, "weights"))
-        network: nn.Module = build_network(config.network, spec)
-    network.to(device)
+    network = (untrained_network(config, spec) if network is None else network).to(device)
     target_rate, warmup, settings = config.objective.target_ema, config.training.ema_warmup, config.optimizer
+    if config.objective.teacher is not None:
+        target_rate = 0.0
     return TrainingState(
         network=network,
         target=ParameterAverage(network, target_rate, warmup=warmup) if target_rate else None,

@@ -1,0 +1,244 @@
+"""`tvmatch evaluate --reference …`: FID and its kin, of any checkpoint."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from tvmatch.cli import options, results
+from tvmatch.errors import InputError
+from tvmatch.evaluation import (
+    evaluate_features,
+    features_table,
+    joined_processes,
+    load_extractor,
+    load_reference,
+    write_metrics,
+)
+from tvmatch.evaluation.image_metrics import METRICS, check_request
+from tvmatch.evaluation.processes import Processes
+from tvmatch.evaluation.provenance import provenance_line
+from tvmatch.trained_model import TrainedModel, find_checkpoint
+from tvmatch.training.recipes import OneLineParser
+
+SAMPLES = 50_000
+BATCH_SIZE = 64
+OPTIONS = (
+    "reference",
+    "reference_split",
+    "extractor",
+    "weights",
+    "metrics",
+    "guidance",
+    "batch_size",
+    "cache",
+)
+"""Any of these asks for figures in features."""
+
+
+def add_options(parser: OneLineParser) -> None:
+    """What feature-based figures take besides the options of every evaluation."""
+    parser.add_argument(
+        "--reference",
+        type=str,
+        default=None,
+        help="real images (folder, Parquet, ZIP, Hub data set) or their statistics (.npz, .pkl)",
+    )
+    parser.add_argument(
+        "--reference_split", type=str, default=None, help="of a data set of images (default: train)"
+    )
+    parser.add_argument(
+        "--extractor",
+        type=str,
+        default=None,
+        help="inception (the default), dinov2, or package.module:attribute of your own",
+    )
+    parser.add_argument("--weights", type=str, default=None, help="of the extractor: a file or folder")
+    parser.add_argument(
+        "--metrics",
+        type=str,
+        default=None,
+        help=f"of {','.join(METRICS)} (default: all that extractor and reference allow); pr is precision and "
+        "recall",
+    )
+    parser.add_argument(
+        "--guidance", type=str, default=None, help="weights w, 1.5,2, where the model takes several"
+    )
+    parser.add_argument("--batch_size", type=int, default=None, help="images at a time (default: 64)")
+    parser.add_argument(
+        "--cache",
+        type=str,
+        default=None,
+        help="folder for computed reference statistics (default: tvmatch/references in HF_HOME)",
+    )
+
+
+def device_of_process(name: str) -> str:
+    """The device of this process: of several on a machine with GPUs, each has the one of its number."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or name not in ("auto", "cuda"):
+        return name
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else name
+
+
+def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, ...]) -> int:
+    """Measure, write and print; the first of several processes does the latter two.
+
+    Raises:
+        InputError: for any option that does not fit the model, the extractor or the reference.
+    """
+    extractor_name: str = parsed.extractor or "inception"
+    path = _out(Path(parsed.checkpoint), parsed.out, extractor_name)
+    metrics = None if parsed.metrics is None else tuple(name.strip() for name in parsed.metrics.split(","))
+    if parsed.reference is None and metrics != ("is",):
+        raise InputError(
+            "reference: name real images or their statistics, --reference PATH; only the Inception Score can "
+            "do without (--metrics is)"
+        )
+    guidance = None if parsed.guidance is None else _weights(parsed.guidance)
+    batch_size = BATCH_SIZE if parsed.batch_size is None else parsed.batch_size
+    count = SAMPLES if parsed.samples is None else parsed.samples
+    check_request(
+        model,
+        metrics=metrics,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        seed=parsed.seed,
+        batch_size=batch_size,
+    )
+    extractor = load_extractor(
+        extractor_name, model.device, None if parsed.weights is None else Path(parsed.weights)
+    )
+    with joined_processes() as processes, _warnings_on_stderr():
+        reference = None
+        if parsed.reference is not None:
+            _quiet_data_sets(processes)
+            with _progress("reference", processes) as report:
+                reference = load_reference(
+                    parsed.reference,
+                    extractor,
+                    model.output_shape,
+                    split=parsed.reference_split or "train",
+                    with_vectors=metrics is None or "pr" in metrics,
+                    cache=None if parsed.cache is None else Path(parsed.cache),
+                    batch_size=batch_size,
+                    processes=processes,
+                    on_progress=report,
+                )
+        with _progress("samples", processes) as report:
+            figures = evaluate_features(
+                model,
+                extractor,
+                reference,
+                metrics=metrics,
+                count=count,
+                steps=steps,
+                guidance=guidance,
+                seed=parsed.seed,
+                batch_size=batch_size,
+                processes=processes,
+                on_progress=report,
+            )
+    if figures is not None:
+        facts = {"checkpoint": parsed.checkpoint, "steps": model.step, "parameters": _parameters(model)}
+        write_metrics(path, facts | figures)
+        console = Console()
+        console.print(features_table(figures))
+        print(provenance_line(figures["provenance"]))
+        results.show_paths([path])
+    return 0
+
+
+def _parameters(model: TrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.network.parameters())
+
+
+def _out(checkpoint: Path, given: str | None, extractor: str) -> Path:
+    """Where the figures go, checked before anything is computed.
+
+    Only the figures of this extractor that were measured before are replaced.
+    """
+    try:
+        folder = options.run_folder(checkpoint)
+    except InputError:
+        folder = find_checkpoint(checkpoint)
+    default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', extractor)}.json"
+    path = default if given is None else Path(given)
+    if path.is_dir():
+        raise InputError(f"out: {path} is a folder, the figures go to a file")
+    if path.exists() and (path.resolve() != default.resolve() or not _is_ours(path)):
+        raise InputError(f"out: {path} exists already")
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file holds figures like those that are to replace it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"provenance", "rows"} <= content.keys()
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"guidance: must be numbers like 1.5,2, got {text!r}") from None
+
+
+def _quiet_data_sets(processes: Processes) -> None:
+    """Progress bars of preparing images are for terminals alone, and once."""
+    if not processes.is_first or not sys.stderr.isatty():
+        import datasets  # here, because it takes a second to import
+
+        datasets.disable_progress_bars()
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Warnings of the evaluation as lines like those of errors."""
+    logger = logging.getLogger("tvmatch.evaluation")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("tvmatch: warning: %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if not task.speed else f"{task.speed:,.1f} images/s")
+
+
+@contextmanager
+def _progress(text: str, processes: Processes) -> Iterator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed())
+    shown = processes.is_first and console.is_terminal
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown
+    ) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

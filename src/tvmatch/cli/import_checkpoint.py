@@ -1,0 +1,271 @@
+"""`tvmatch import`: a checkpoint of ours from a file of the TVM authors, or from a Flow Matching SiT."""
+
+import hashlib
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tvmatch import __version__
+from tvmatch.cli.results import show_paths
+from tvmatch.data.config import LatentsData
+from tvmatch.data.spec import AutoencoderInfo, DataSpec
+from tvmatch.errors import InputError
+from tvmatch.files import new_folder
+from tvmatch.interop.snapshot import ImportedNetwork, Snapshot, import_network, read_snapshot
+from tvmatch.models import DiTConfig
+from tvmatch.trained_model import Guidance, TrainedModel
+from tvmatch.training.recipes import OneLineParser, recipe
+
+DESCRIPTION = """\
+Make a checkpoint of a file with a network in the TVM authors' tensor names, or in SiT's: a pickled snapshot
+(.pkl), a file of torch.save (.pt), or safetensors. Nothing in the file is executed. Weights become float32.
+The file does not say how its network was trained: --recipe does, and each option on top of it. A SiT has
+guidance weight 1 and no scaled parameterisation, whatever the recipe. Nothing is overwritten."""
+
+DOWNSAMPLING = 8  # of an autoencoder that cannot be loaded; all that the recipes name have it
+
+
+@dataclass
+class _Training:
+    """How a network was trained, as far as options and recipe tell."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    guidance: Guidance | None = None
+    scaled: bool | None = None
+    autoencoder: str | None = None
+    modulation_norm: bool = True
+    shape: tuple[int, ...] | None = None
+    class_count: int | None = None
+
+
+def run(arguments: list[str]) -> int:
+    """Read, check, and write a checkpoint."""
+    parsed = _parser().parse_args(arguments)
+    path, out = Path(parsed.file), Path(parsed.out)
+    if out.exists():
+        raise InputError(f"out: {out} exists already")
+    training = _training(parsed)
+    names = None if parsed.class_names is None else _class_names(Path(parsed.class_names))
+    snapshot = read_snapshot(path, parsed.network, parsed.admit.split(",") if parsed.admit else ())
+    try:
+        imported = import_network(
+            snapshot.tensors,
+            heads=parsed.heads,
+            modulation_norm=training.modulation_norm,
+            data_time=1 if parsed.data_time is None else parsed.data_time,
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    _check_fits(parsed, imported, training)
+    if imported.is_flow:
+        training.guidance = 1.0 if parsed.guidance is None else training.guidance
+        training.scaled = False if parsed.scaled is None else training.scaled
+    model = _model(imported, training, names)
+    model.provenance = _provenance(path, snapshot, imported, parsed.recipe)
+    with new_folder(out) as unfinished:
+        model.save(unfinished)
+    _report(snapshot, imported, model)
+    show_paths([out])
+    return 0
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="tvmatch import", description=DESCRIPTION)
+    parser.add_argument("file", type=str, help="snapshot, file of torch.save, or safetensors")
+    parser.add_argument("--out", type=str, required=True, help="the new checkpoint's folder")
+    parser.add_argument(
+        "--recipe",
+        type=str,
+        default=None,
+        help="that it was trained with, imagenet256_w2, …: the defaults below",
+    )
+    parser.add_argument(
+        "--network",
+        type=Literal["ema", "net"] | None,
+        default=None,
+        help="which network of the file (default: ema, else net)",
+    )
+    parser.add_argument(
+        "--heads", type=int | None, default=None, help="attention heads (default: as the tensors tell)"
+    )
+    parser.add_argument(
+        "--modulation_norm",
+        type=bool | None,
+        default=None,
+        help="modulation vectors are normalised (default: the recipe's, else true)",
+    )
+    parser.add_argument(
+        "--mean", type=str, default=None, help="of the latents, a channel: --mean=0.8,-0.2,0.2,0.3"
+    )
+    parser.add_argument("--std", type=str, default=None, help="likewise; one number is for all channels")
+    parser.add_argument("--guidance", type=str, default=None, help="weight w, or a range of them, 1,4")
+    parser.add_argument("--scaled", type=bool | None, default=None, help="scaled parameterisation")
+    parser.add_argument(
+        "--autoencoder",
+        type=str,
+        default=None,
+        help="folder or Hub name of the latents' autoencoder; none for a network of pixels in [0, 1]",
+    )
+    parser.add_argument(
+        "--class_names", type=str, default=None, help="text file, a name a line (default: 0, 1, …)"
+    )
+    parser.add_argument(
+        "--data_time", type=Literal[0, 1] | None, default=None, help="of a SiT: the time of data (default: 1)"
+    )
+    parser.add_argument(
+        "--admit",
+        type=str,
+        default=None,
+        help="packages, a,b, whose classes a snapshot may name too; none of them is imported",
+    )
+    return parser
+
+
+def _training(parsed: Any) -> _Training:
+    """The options on top of the recipe's values."""
+    training = _Training()
+    if parsed.recipe is not None:
+        config = recipe(parsed.recipe)
+        training.guidance = config.objective.guidance_weight
+        training.scaled = config.objective.scaled
+        if isinstance(config.network, DiTConfig):
+            training.modulation_norm = config.network.modulation_norm
+        if isinstance(config.data, LatentsData):
+            training.mean, training.std = config.data.mean, config.data.std
+            training.autoencoder = config.data.autoencoder
+            training.shape, training.class_count = config.data.shape, config.data.class_count
+    for name in ("mean", "std", "guidance"):
+        if getattr(parsed, name) is not None:
+            setattr(training, name, _numbers(name, getattr(parsed, name)))
+    if isinstance(training.guidance, tuple):
+        training.guidance = _guidance(training.guidance)
+    for name in ("scaled", "modulation_norm", "autoencoder"):
+        if getattr(parsed, name) is not None:
+            setattr(training, name, getattr(parsed, name))
+    return training
+
+
+def _check_fits(parsed: Any, imported: ImportedNetwork, training: _Training) -> None:
+    """Refuse options that are not of this kind of network, and another recipe's network."""
+    for option, of_sit in (("data_time", True), ("modulation_norm", False)):
+        if getattr(parsed, option) is not None and imported.is_flow is not of_sit:
+            kind = "no network of a SiT" if of_sit else "the network of a SiT"
+            raise InputError(f"{option}: {parsed.file} is {kind}")
+    network = imported.network
+    found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
+    if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
+        raise InputError(
+            f"recipe: {parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
+            f"the network in {parsed.file} of {found[0]} with {found[1]}"
+        )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{option}: must be numbers like 0.5,1,2, got {text!r}")
+    return numbers
+
+
+def _guidance(weights: tuple[float, ...]) -> Guidance:
+    if min(weights) < 1 or len(weights) > 2 or list(weights) != sorted(set(weights)):
+        raise InputError(f"guidance: must be a weight of at least 1, or low,high, got {list(weights)}")
+    return weights[0] if len(weights) == 1 else (weights[0], weights[1])
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class_names: {path} cannot be read as text ({error})") from None
+
+
+def _model(imported: ImportedNetwork, training: _Training, names: tuple[str, ...] | None) -> TrainedModel:
+    """The network with what it was trained for."""
+    network = imported.network
+    for option in ("mean", "std", "guidance", "scaled", "autoencoder"):
+        if getattr(training, option) is None:
+            raise InputError(f"{option}: the file does not tell; give --recipe NAME or --{option}")
+    assert training.mean is not None
+    assert training.std is not None
+    assert training.guidance is not None
+    channels, height, width = network.shape
+    mean, std = (x * channels if len(x) == 1 else x for x in (training.mean, training.std))
+    count = network.class_count
+    if names is not None and len(names) != count:
+        raise InputError(f"class_names: {len(names)} names for a network of {count} classes")
+    if isinstance(training.guidance, tuple) and not network.config.guidance_embedding:
+        raise InputError("guidance: this network knows no guidance weight; give one number")
+    pixels = training.autoencoder == "none"
+    spec = DataSpec(
+        kind="image" if pixels else "latents",
+        shape=(channels, height, width),
+        class_names=(names or tuple(map(str, range(count)))) if count else None,
+        mean=mean,
+        std=std,
+        autoencoder=None if pixels else _autoencoder(str(training.autoencoder), (channels, height, width)),
+    )
+    return TrainedModel(network, spec, bool(training.scaled), training.guidance)
+
+
+def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
+    """What to record of the autoencoder; without its fingerprint if it is nowhere to be had now."""
+    from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
+
+    channels, height, width = shape
+    try:
+        autoencoder = load_autoencoder(source)
+    except InputError as error:
+        if Path(source).exists():
+            raise
+        note = f"the autoencoder could not be loaded and is recorded unchecked ({error})"
+        print(f"tvmatch: note: {note}", file=sys.stderr)
+        return AutoencoderInfo(source, "", (3, height * DOWNSAMPLING, width * DOWNSAMPLING))
+    if autoencoder.channels != channels:
+        raise InputError(
+            f"autoencoder: {source} makes latents of {autoencoder.channels} channels, "
+            f"the network's have {channels}"
+        )
+    return autoencoder.info((3, height * autoencoder.downsampling, width * autoencoder.downsampling))
+
+
+def _provenance(
+    path: Path, snapshot: Snapshot, imported: ImportedNetwork, recipe_name: str | None
+) -> dict[str, Any]:
+    with path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    provenance = {
+        "imported_from": path.name,
+        "imported_sha256": fingerprint,
+        "imported_network": snapshot.entry or "the whole file",
+        "imported_precision": ", ".join(imported.dtypes),
+        "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),
+        "tvmatch": __version__,
+    }
+    return provenance | ({} if recipe_name is None else {"recipe": recipe_name})
+
+
+def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) -> None:
+    """What was found, for people."""
+    size = imported.network.config.size()
+    layout = "SiT (one time)" if imported.is_flow else "TVM"
+    print(f"network      {snapshot.entry or 'the whole file'}, in the names of {layout}")
+    print(
+        f"size         {model.provenance['parameters']:,} parameters: width {size.hidden_size}, "
+        f"depth {size.depth}, {size.heads} heads, patches of {size.patch_size}"
+    )
+    precision = "" if imported.dtypes == ("float32",) else ", converted to float32"
+    print(f"precision    {', '.join(imported.dtypes)}{precision}")
+    shape = "×".join(map(str, model.spec.shape))
+    print(f"generates    {model.spec.kind} {shape}, {model.spec.class_count} classes")
+    if snapshot.options:
+        told = ", ".join(f"{name}={value}" for name, value in list(snapshot.options.items())[:12])
+        print(f"file says    {told} (not relied upon)")
+    if snapshot.beside:
+        print(f"left out     {', '.join(snapshot.beside[:12])}{', …' if len(snapshot.beside) > 12 else ''}")

@@ -1,0 +1,121 @@
+"""What decides the latents of a data set, written down before the first of them is made."""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+from tvmatch.data.autoencoder import Autoencoder
+from tvmatch.data.image_reader import ImageSource
+from tvmatch.data.latents import Flips
+from tvmatch.data.pixels import Crop, check_crop
+from tvmatch.errors import InputError
+from tvmatch.files import replacing
+
+FORMAT = "tvmatch-encoding-1"
+SETTINGS_NAME = "encoding.json"
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """What a user decides about the latents of a data set.
+
+    Attributes:
+        data: path or name of the data set.
+        split: of it.
+        label_column: column of the classes, None for none.
+        image_column: column of the images, None for the only one.
+        resolution: of the images, in pixels, a multiple of the autoencoder's down-sampling.
+        crop: how images become squares of that size.
+        flips: "none"; "stored" encodes each image and its mirror image; "drawn" has training mirror latents
+            instead, which is not quite the same.
+        shard_size: images a shard.
+        batch_size: images encoded together. Another one changes the last bits of the latents.
+    """
+
+    data: str
+    split: str = "train"
+    label_column: str | None = None
+    image_column: str | None = None
+    resolution: int = 256
+    crop: Crop = "dhariwal"
+    flips: Flips = "none"
+    shard_size: int = 4096
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "shard_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.flips not in get_args(Flips):
+            raise InputError(f"flips: must be one of {', '.join(get_args(Flips))}, got {self.flips!r}")
+        check_crop(self.crop, self.resolution, self.resolution)
+
+
+def begin(
+    folder: Path, options: EncodingOptions, source: ImageSource, autoencoder: Autoencoder
+) -> dict[str, Any]:
+    """Write encoding.json, or compare the one that is there: data, autoencoder and options must be the same.
+
+    Returns:
+        who began the folder with what, for people: where data and autoencoder were, versions.
+
+    Raises:
+        InputError: naming what differs, or if the folder holds something else.
+    """
+    settings = asdict(options) | {
+        "images": len(source),
+        "data_fingerprint": source.fingerprint,
+        "autoencoder_fingerprint": autoencoder.fingerprint,
+    }
+    del settings["data"]  # its fingerprint tells whether it is the same
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        _check_empty(folder)
+        provenance = {
+            "data": options.data,
+            "autoencoder": autoencoder.source,
+            "versions": {name: _version(name) for name in ("tvmatch", "torch", "diffusers", "pillow")},
+        }
+        content = {"format": FORMAT, "settings": settings, "provenance": provenance}
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Also if it was written just now: another process may have begun the same folder with other options.
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"the format is {content['format']!r}")
+        before, provenance = dict(content["settings"]), dict(content["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"out: {path} is not of this version ({error})") from None
+    different = [
+        f"{name} {before.get(name)} before, {now} now"
+        for name, now in settings.items()
+        if before.get(name) != now
+    ]
+    if different:
+        raise InputError(
+            f"out: {folder} was begun differently, {'; '.join(different)}; take another folder or the same "
+            "options"
+        )
+    return provenance
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder that holds anything, unless another process has begun it at this moment."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out: {folder} is a file")
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    other = [name for name in names if not name.startswith(f".{SETTINGS_NAME}.")]
+    if other and not (folder / SETTINGS_NAME).exists():
+        raise InputError(
+            f"out: {folder} holds something else ({min(other)}) and nothing is overwritten; take a new folder"
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,76 @@
+"""Which columns of a data set hold images and classes, and the names of the classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+
+from tvmatch.data.image_rows import Source
+from tvmatch.errors import InputError
+
+_MOST_CLASSES = 100_000
+
+
+def find_image_column(rows: datasets.Dataset, column: str | None, path: str) -> str:
+    """The column `column`, or without a name the only one that holds images; `path` is for messages.
+
+    Raises:
+        InputError: it is not there, holds no images, or cannot be told.
+    """
+
+    def holds_images(column: str) -> bool:
+        feature = rows.features[column]
+        # Parquet written without `datasets` has the same bytes and paths under no special type.
+        return isinstance(feature, datasets.Image) or (
+            isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        )
+
+    columns = ", ".join(rows.column_names)
+    if column is None:
+        found: list[str] = [name for name in rows.column_names if holds_images(name)]
+        if len(found) != 1:
+            raise InputError(
+                f"data.image_column: say which column of {path} holds the images, "
+                f"{len(found)} seem to; the columns are {columns}"
+            )
+        return found[0]
+    if column not in rows.column_names:
+        raise InputError(f"data.image_column: there is no column {column!r}; the columns are {columns}")
+    is_binary = rows.features[column] in (datasets.Value("binary"), datasets.Value("large_binary"))
+    if not is_binary and not holds_images(column):
+        raise InputError(f"data.image_column: {column!r} of {path} does not hold images")
+    return column
+
+
+def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...], dict[str, int] | None]:
+    """Names of the classes in the order of their numbers, and a name's number if the column holds names.
+
+    Raises:
+        InputError: there is no such column, or it holds anything but classes.
+    """
+    rows = source.rows
+    if column not in rows.column_names:
+        columns = ", ".join(rows.column_names)
+        raise InputError(f"data.label_column: there is no column {column!r}; the columns are {columns}")
+    feature = rows.features[column]
+    kind = feature.dtype if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
+    if kind not in ("string", "large_string") and "int" not in kind:
+        raise InputError(
+            f"data.label_column: {column!r} must hold names or whole numbers, not {kind or feature}"
+        )
+    values: Sequence[Any] = rows.unique(column)
+    if list(values) == [None]:
+        why = f"; {source.without_labels}" if source.without_labels else ""
+        raise InputError(f"data.label_column: {path} is a data set without labels{why}")
+    if None in values:
+        raise InputError(f"data.label_column: {column!r} has rows without a label")
+    if "int" not in kind:
+        names = tuple(sorted(values))
+        return names, {name: number for number, name in enumerate(names)}
+    low, high = min(values), max(values)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    most = len(names) or _MOST_CLASSES
+    if low < 0 or high >= most:
+        wrong = low if low < 0 else high
+        raise InputError(f"data.label_column: {column!r} holds {wrong}, classes are numbers 0 … {most - 1}")
+    return names or tuple(str(number) for number in range(high + 1)), None

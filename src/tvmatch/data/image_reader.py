@@ -1,0 +1,161 @@
+"""Images of a data set one by one, decoded when they are asked for: what encoding reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from tvmatch.data.image_columns import find_classes, find_image_column
+from tvmatch.data.image_rows import Source
+from tvmatch.data.image_source import open_source
+from tvmatch.data.listing import PLACE, one_line
+from tvmatch.data.npy import is_npy, latents_shape, moments_of_npy
+from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
+from tvmatch.errors import InputError
+
+
+class ImageSource:
+    """The images of one split of a data set; made by `open_images`.
+
+    The rows are memory-mapped, so that it is small, and it can be pickled for `DataLoader` workers.
+
+    Args:
+        source: the data set.
+        image_column: the column that holds its images.
+        class_names: in the order of the class numbers, or None without classes.
+        labels: the class number of each image, or None without classes.
+
+    Attributes:
+        class_names: as above.
+        fingerprint: another one if the files or the split are others; of files it depends on names, sizes and
+            times of change.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_column: str,
+        class_names: tuple[str, ...] | None,
+        labels: NDArray[np.int32] | None,
+    ) -> None:
+        self.class_names = class_names
+        self.fingerprint = source.fingerprint
+        self._labels = labels
+        self._images = source.images
+        self._image_column = image_column
+        rows = source.rows.select_columns(source.columns_of_images(image_column))
+        self._rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        self._shape_of_moments = self._find_shape_of_moments()
+
+    def __len__(self) -> int:
+        """Number of images, unreadable ones among them."""
+        return len(self._rows)
+
+    def label(self, index: int) -> int | None:
+        """The class number of an image, None without classes."""
+        return None if self._labels is None else int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its file, or its row in a table."""
+        return self._images.name(self._row(index)[0], index)
+
+    def pixels(
+        self, index: int, resolution: int | tuple[int, int], crop: Crop = "centre"
+    ) -> NDArray[np.uint8]:
+        """An image in RGB, cropped and resized as `pixels.decode` does: uint8 (3, H, W).
+
+        Args:
+            index: its number.
+            resolution: in pixels, one number for squares or (height, width).
+            crop: "centre" or "dhariwal".
+
+        Raises:
+            InputError: it cannot be read, or the crop cannot give this shape.
+        """
+        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        check_crop(crop, height, width)
+        image, place = self._row(index)
+        try:
+            content = self._images.content(image, place)
+            if not content:
+                raise InputError("there is no image")
+            return decode(content, height, width, 3, crop)
+        except InputError as error:
+            raise InputError(f"{self._images.name(image, index)}: {error}") from error
+        except Exception as error:  # Pillow's readers raise every kind for a broken file
+            raise InputError(f"{self._images.name(image, index)}: {what_is_wrong(error)}") from error
+
+    def moments(self, index: int) -> NDArray[np.float32] | None:
+        """Latents that the data set holds in place of images, None if it holds images.
+
+        Returns:
+            the posterior's mean and, in the second half of the channels, its standard deviation, raw:
+            float32 (2C, h, w), of the same shape for all.
+
+        Raises:
+            InputError: it cannot be read, or is not like the first one.
+        """
+        if self._shape_of_moments is None:
+            return None
+        image, place = self._row(index)
+        try:
+            moments = moments_of_npy(_bytes(self._images.content(image, place)))
+        except Exception as error:
+            raise InputError(f"{self._images.name(image, index)}: {one_line(error)}") from error
+        if moments.shape != self._shape_of_moments:
+            raise InputError(
+                f"{self._images.name(image, index)}: latents of shape {moments.shape}, "
+                f"the first have {self._shape_of_moments}"
+            )
+        return moments
+
+    def _row(self, index: int) -> tuple[Mapping[str, Any] | None, Sequence[int] | None]:
+        row = self._rows[index]
+        return row[self._image_column], row.get(PLACE)
+
+    def _find_shape_of_moments(self) -> tuple[int, ...] | None:
+        """Shape of the first element if that is latents."""
+        try:
+            content = self._images.content(*self._row(0))
+        except Exception:  # a bad image, which `pixels` tells of
+            return None
+        return latents_shape(content) if isinstance(content, bytes) else None
+
+
+def open_images(
+    path: str, split: str, *, label_column: str | None, image_column: str | None = None
+) -> ImageSource:
+    """The images of a data set, in the order of their files or rows.
+
+    Args:
+        path: as `ImagesData.path`: a folder, ImageNet, a ZIP, Parquet or Arrow files, a name on the Hub.
+        split: as `ImagesData.split`.
+        label_column: column of the classes, "label" for class folders, ImageNet and `dataset.json`; None
+            for no classes.
+        image_column: column of the images; by default the only one that holds some.
+
+    Raises:
+        InputError: the data are missing, empty or unreadable, or lack a column or labels.
+    """
+    source = open_source(path, split)
+    if len(source.rows) == 0:
+        raise InputError(f"data.split: {split!r} of {path} holds no rows")
+    column = find_image_column(source.rows, image_column, path)
+    if label_column is None:
+        return ImageSource(source, column, None, None)
+    class_names, numbers = find_classes(source, label_column, path)
+    # Without copies of the rows: the column as it lies in the file.
+    values = source.rows.with_format("arrow")[label_column][:]
+    if numbers is not None:
+        values = pa.compute.index_in(values, value_set=pa.array(class_names, values.type))
+    return ImageSource(source, column, class_names, values.to_numpy().astype(np.int32))
+
+
+def _bytes(content: bytes | str | None) -> bytes:
+    if not isinstance(content, bytes) or not is_npy(content):
+        raise InputError("holds no latents, as the first does")
+    return content

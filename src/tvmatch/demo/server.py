@@ -1,0 +1,75 @@
+"""Serve the page on this machine until the person who started it has seen enough."""
+
+import errno
+import logging
+import signal
+import socket
+import threading
+
+import uvicorn
+from fastapi import FastAPI
+
+from tvmatch.errors import InputError
+
+_GRACE = 1  # seconds that open connections get when the server ends
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host` and `port`, 0 for any free port.
+
+    Raises:
+        InputError: if the port is taken or not allowed, or the host is not this machine's.
+    """
+    if not 0 <= port <= 65535:
+        raise InputError(f"port: must be from 0 to 65535, got {port}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"port: {port} is in use on {host}; give another, or 0 for any free one"
+            ) from None
+        if error.errno == errno.EACCES:
+            raise InputError(f"port: {port} is not allowed to you; give one above 1023") from None
+        raise InputError(f"host: cannot listen on {host!r} ({error.strerror or error})") from None
+
+
+def url(listening: socket.socket) -> str:
+    """The address of the page for a browser on this machine."""
+    host, port = listening.getsockname()[:2]
+    host = "localhost" if host in ("0.0.0.0", "::") else host
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def serve(application: FastAPI, listening: socket.socket) -> int:
+    """Serve until Ctrl-C or SIGTERM, and return the exit code.
+
+    The server runs in a daemon thread, and so do the threads that draw samples, which inherit it: the process
+    need not wait for samples that nobody will see.
+    """
+    config = uvicorn.Config(
+        application, log_level="error", access_log=False, timeout_graceful_shutdown=_GRACE, ws="none"
+    )
+    server = uvicorn.Server(config)
+    finished = threading.Event()  # Thread.join forgets the thread if a signal arrives while it waits
+
+    def run() -> None:
+        try:
+            server.run([listening])
+        finally:
+            finished.set()
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        threading.Thread(target=run, daemon=True).start()
+        finished.wait()
+    except KeyboardInterrupt:
+        # That connections are cut is no news.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+        server.should_exit = True
+        finished.wait(_GRACE + 2)
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 1  # it could not start, and said why

@@ -1,0 +1,187 @@
+"""Features of many images, kept as what the figures need: statistics, and the features themselves if asked.
+
+Shapes: n images in B a batch; d pooled and s spatial features, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from tvmatch.errors import InputError
+from tvmatch.evaluation.extractors import Extractor
+from tvmatch.evaluation.frechet import GaussianStatistics
+from tvmatch.evaluation.generation import Progress
+from tvmatch.evaluation.processes import Processes
+from tvmatch.evaluation.statistics import Moments, RunningGaussian
+
+ImageSource = Callable[[range], Tensor]
+"""Images of consecutive numbers: in [0, 1], (B, C, H, W) with one channel or three."""
+
+ROUNDING = "round(255 x) clipped to 0 … 255"
+"""How images become bytes, for provenance."""
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1], (B, 1 or 3, H, W), as the uint8 (B, 3, H, W) that a PNG file would hold.
+
+    Grey images get three equal channels. Bytes that were divided by 255 come back exactly.
+
+    Raises:
+        InputError: for another number of channels, or a pixel that is not finite.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(f"images: must have shape (B, 1 or 3, H, W), got {tuple(images.shape)}")
+    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise InputError(f"images: {broken} of {len(images)} have a pixel that is not finite")
+    rounded = images.detach().cpu().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    return rounded.expand(-1, 3, -1, -1).contiguous()
+
+
+@dataclass(frozen=True)
+class FeatureSizes:
+    """How many numbers an extractor gives an image; None for what it does not give."""
+
+    pooled: int
+    spatial: int | None
+    logits: int | None
+
+
+def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes:
+    """Sizes of the features of an extractor, from one black image.
+
+    Raises:
+        InputError: if it does not give one vector an image.
+    """
+    features = extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    sizes = []
+    for name, values in features._asdict().items():
+        if values is not None and (values.ndim != 2 or values.shape[0] != 1 or values.shape[1] < 1):
+            raise InputError(f"extractor: its {name} features of one image have shape {tuple(values.shape)}")
+        sizes.append(None if values is None else values.shape[1])
+    pooled, spatial, logits = sizes
+    if pooled is None:
+        raise InputError(f"extractor: {extractor.name} gives no pooled features")
+    return FeatureSizes(pooled, spatial, logits)
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What is kept of the features of n images.
+
+    Attributes:
+        count: n.
+        seconds: that getting the images took, of the slowest process.
+        pooled: mean and covariance of the pooled features.
+        spatial: of the spatial ones; None if they were not asked for.
+        vectors: the pooled features of the first images, float32 (≤ n, d), in the order of the images.
+        logits: float32 (n, K) in the order of the images; (0, K) if they were not asked for.
+    """
+
+    count: int
+    seconds: float
+    pooled: GaussianStatistics
+    spatial: GaussianStatistics | None
+    vectors: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What to keep of the features.
+
+    Attributes:
+        spatial: statistics of the spatial features.
+        vectors: pooled features themselves, of at most so many images.
+        logits: all of them.
+    """
+
+    spatial: bool = False
+    vectors: int = 0
+    logits: bool = False
+
+
+def collect(
+    images: ImageSource,
+    count: int,
+    extractor: Extractor,
+    sizes: FeatureSizes,
+    kept: Kept,
+    *,
+    batch_size: int,
+    processes: Processes,
+    on_progress: Progress | None = None,
+) -> Collected | None:
+    """Features of `count` images, in batches that several processes share.
+
+    The batches are the same for any number of processes, and each process has consecutive ones; so the
+    figures depend on that number by rounding in float64 alone.
+
+    Args:
+        images: gives those of consecutive numbers within 0 … count − 1.
+        count: at least 2.
+        extractor: images to features.
+        sizes: of the extractor.
+        kept: what to keep of the features beside the statistics of the pooled ones.
+        batch_size: images at a time.
+        processes: that share the work.
+        on_progress: called with the images done, as if all processes were equally fast, and all.
+
+    Returns:
+        Everything in the first process, None in others.
+
+    Raises:
+        InputError: for a batch size < 1, fewer than 2 images, or features that are not finite.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+    if count < 2:
+        raise InputError(f"samples: must be at least 2, got {count}")
+    pooled = RunningGaussian(sizes.pooled)
+    spatial = RunningGaussian(sizes.spatial or 0)
+    vectors = [torch.zeros(0, sizes.pooled)]
+    logits = [torch.zeros(0, sizes.logits or 0)]
+    seconds = 0.0
+    share = processes.share(-(-count // batch_size))
+    for done, batch in enumerate(share, start=1):
+        numbers = range(batch * batch_size, min((batch + 1) * batch_size, count))
+        start = perf_counter()
+        values = images(numbers)
+        seconds += perf_counter() - start
+        features = extractor(to_bytes(values))
+        pooled.update(features.pooled)
+        if kept.spatial and features.spatial is not None:
+            spatial.update(features.spatial)
+        vectors.append(features.pooled[: max(kept.vectors - numbers.start, 0)].float())
+        if kept.logits and features.logits is not None:
+            logits.append(features.logits.float())
+        if on_progress is not None:
+            on_progress(count * done // len(share), count)
+    parts = _joined(pooled, processes), _joined(spatial, processes) if kept.spatial else None
+    all_vectors = processes.gather(torch.cat(vectors))
+    all_logits = processes.gather(torch.cat(logits))
+    slowest = max(float(part) for part in processes.gather(torch.tensor(seconds, dtype=torch.float64)))
+    if not processes.is_first:
+        return None
+    return Collected(
+        count,
+        slowest,
+        parts[0].statistics(),
+        None if parts[1] is None else parts[1].statistics(),
+        torch.cat(all_vectors),
+        torch.cat(all_logits),
+    )
+
+
+def _joined(running: RunningGaussian, processes: Processes) -> RunningGaussian:
+    """What all processes have seen, in the first of them."""
+    moments = running.moments()
+    counts = processes.gather(torch.tensor(moments.count))
+    means = processes.gather(moments.mean)
+    scatters = processes.gather(moments.scatter)
+    for count, mean, scatter in zip(counts[1:], means[1:], scatters[1:], strict=True):
+        running.merge(Moments(int(count), mean, scatter))
+    return running

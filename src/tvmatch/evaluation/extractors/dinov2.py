@@ -1,0 +1,128 @@
+"""DINOv2 (Oquab et al., arXiv 2304.07193), whose features see what Inception's do not: FD-DINOv2."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tvmatch.errors import InputError
+from tvmatch.evaluation.extractors.base import (
+    Features,
+    check_images,
+    full_float32,
+    hash_files,
+    missing_packages,
+    one_line,
+)
+
+SOURCE = "facebook/dinov2-large"  # ViT-L/14
+SIDE = 224  # pixels
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet
+_STD = (0.229, 0.224, 0.225)
+
+
+class Dinov2Extractor:
+    """Class token of DINOv2 after the last norm, (B, 1024) for ViT-L/14 (Stein et al., arXiv 2306.04675).
+
+    Images are resized to 224 × 224, bicubic with antialiasing, and normalised with ImageNet's mean and
+    standard deviation. They are not rounded to 8 bits in between.
+    """
+
+    name = "dinov2"
+
+    def __init__(self, network: nn.Module, fingerprint: str, device: torch.device) -> None:
+        self.fingerprint = fingerprint
+        self._device = device
+        self._network = network.to(device).eval()
+        self._mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
+        self._std = torch.tensor(_STD, device=device).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of `images`, uint8 (B, 3, H, W).
+
+        Raises:
+            InputError: for images of another type or shape.
+        """
+        check_images(images)
+        with full_float32(self._device):
+            pixels = images.to(self._device, torch.float32) / 255
+            pixels = F.interpolate(pixels, size=(SIDE, SIDE), mode="bicubic", antialias=True)
+            tokens = self._network((pixels - self._mean) / self._std).last_hidden_state
+        return Features(tokens[:, 0].cpu(), None, None)
+
+
+def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extractor:
+    """DINOv2 in the layout of transformers, from safetensors alone.
+
+    Args:
+        device: where it works.
+        weights: a folder with config.json and *.safetensors, or a name on the Hugging Face Hub; None for
+            facebook/dinov2-large.
+
+    Raises:
+        InputError: transformers is missing, or the folder or name holds no such network.
+    """
+    try:
+        from transformers import Dinov2Model
+    except Exception as error:  # transformers imports its modules late, and reports in its own ways
+        raise missing_packages("dinov2", error) from error
+    source = SOURCE if weights is None else str(weights)
+    folder = Path(source) if Path(source).is_dir() else _fetched(source)
+    files = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("model-*-of-*.safetensors"))
+    if not files:
+        raise InputError(f"extractor weights: {folder} holds no model.safetensors")
+    try:
+        # Plain attention: how precise float32 is in the fused one depends on the GPU.
+        loaded: Any = Dinov2Model.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+        network, report = loaded
+        missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are missing or of another shape, like {missing[0]}")
+        _fit_positions(network)
+    except Exception as error:  # of transformers, safetensors and json
+        raise InputError(f"extractor weights: {folder} holds no DINOv2 network: {one_line(error)}") from error
+    return Dinov2Extractor(network, hash_files(files), device)
+
+
+def _fetched(source: str) -> Path:
+    """The folder of a network of the Hugging Face Hub, downloaded now if it was not before."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except Exception as error:  # no such name, no access, no network
+        raise InputError(
+            f"extractor weights: {source} is neither a folder nor can it be had from the Hugging Face Hub: "
+            f"{one_line(error)}"
+        ) from error
+
+
+@torch.no_grad()
+def _fit_positions(network: Any) -> None:
+    """Position embeddings for images of 224 pixels, in place, as DINOv2's own code interpolates them.
+
+    They were trained on a grid of 37 × 37 patches and are used on one of 16 × 16. DINOv2's code, and so all
+    published features, scale by (16 + 0.1) / 37; transformers would scale by 16 / 37, which shifts the far
+    side by a quarter of a patch of the trained grid.
+    """
+    embeddings = network.embeddings
+    trained = embeddings.position_embeddings  # (1, 1 + M², D): the class token's, then row by row
+    side = round((trained.shape[1] - 1) ** 0.5)
+    wanted = SIDE // network.config.patch_size
+    if side == wanted:
+        return
+    grid = trained[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    scale = (wanted + 0.1) / side
+    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    fitted = torch.cat([trained[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+    embeddings.position_embeddings = nn.Parameter(fitted, requires_grad=False)

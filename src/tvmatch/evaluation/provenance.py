@@ -1,0 +1,110 @@
+"""Where a figure comes from: everything it depends on, as plain values and as one line."""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from tvmatch.evaluation.collection import ROUNDING
+from tvmatch.evaluation.extractors import Extractor
+from tvmatch.evaluation.processes import Processes
+from tvmatch.evaluation.reference_files import Reference
+from tvmatch.trained_model import TrainedModel
+
+_PACKAGES = ("torch", "numpy", "torchvision", "torch_fidelity", "transformers", "diffusers")
+
+
+def provenance_of(
+    model: TrainedModel,
+    extractor: Extractor,
+    reference: Reference | None,
+    count: int,
+    seed: int,
+    batch_size: int,
+    processes: Processes,
+) -> dict[str, Any]:
+    """All that the figures depend on but guidance and steps, as plain values."""
+    _, height, width = model.output_shape
+    dtype = str(next(model.network.parameters()).dtype).removeprefix("torch.")
+    device = str(model.device)
+    if model.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(model.device)})"
+        # TensorFloat-32 in the sampling; the extractors never use it.
+        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        dtype += f" (matmul {matmul.fp32_precision}, convolution {convolution.fp32_precision})"
+    return {
+        "extractor": extractor.name,
+        "extractor_fingerprint": extractor.fingerprint,
+        "rounding": ROUNDING,
+        "resolution": [height, width],
+        "samples": count,
+        "classes": model.spec.class_count,
+        "reference": None if reference is None else dict(reference.provenance),
+        "seed": seed,
+        "batch_size": batch_size,
+        "processes": processes.count,
+        "model_step": model.step,
+        "autoencoder": _autoencoder(model),
+        "device": device,
+        "precision": dtype,
+        "versions": _versions(),
+    }
+
+
+def _autoencoder(model: TrainedModel) -> dict[str, str] | None:
+    """The one that decodes, where it says who it is; else the one that the latents were made with."""
+    expected = model.spec.autoencoder
+    if expected is None:
+        return None
+    return {
+        name: str(getattr(model.decoder, name, None) or getattr(expected, name))
+        for name in ("source", "fingerprint")
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of ourselves, of Python and of the packages that took part."""
+    found = {"tvmatch": _version("tvmatch"), "python": platform.python_version()}
+    return found | {name: _version(name) for name in _PACKAGES if name in sys.modules}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:  # running from a source tree that is not installed
+        return "unknown"
+
+
+def provenance_line(provenance: dict[str, Any]) -> str:
+    """One line that says what a figure depends on; guidance and steps only if they are given."""
+    reference, autoencoder = provenance["reference"], provenance["autoencoder"]
+    parts = [
+        f"extractor {provenance['extractor']} {provenance['extractor_fingerprint'][:12]}",
+        f"{provenance['samples']:,} samples",
+        f"{'×'.join(map(str, provenance['resolution']))} pixels as uint8, {provenance['rounding']}",
+        f"labels k mod {provenance['classes']}" if provenance["classes"] else "no labels",
+        "no reference" if reference is None else _reference_words(reference),
+        f"seed {provenance['seed']}",
+    ]
+    if "guidance" in provenance:
+        parts += [f"guidance {provenance['guidance']:g}", f"steps {provenance['steps']}"]
+    parts += [
+        f"{provenance['model_step']:,} training steps",
+        f"autoencoder {autoencoder['source']} {autoencoder['fingerprint'][:12]}" if autoencoder else "pixels",
+        f"{provenance['device']}, {provenance['precision']}, batches of {provenance['batch_size']}",
+        ", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
+    ]
+    return "; ".join(parts)
+
+
+def _reference_words(reference: dict[str, Any]) -> str:
+    """The reference by path, hash, number of images and kind."""
+    kind, _, digest = str(reference["fingerprint"]).rpartition(" ")
+    words = f"reference {reference['source']} ({f'{kind} {digest[:12]}'.strip()}"
+    if "images" in reference:
+        words += f", {reference['images']:,} images"
+    if "split" in reference:
+        words += f", split {reference['split']}, crop {reference['crop']}"
+    return words + (")" if reference["kind"] == "images" else f", {reference['kind']})")

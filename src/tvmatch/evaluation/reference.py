@@ -1,0 +1,293 @@
+"""What samples are compared with: statistics of real images' features, read from a file or computed once.
+
+Shapes: d pooled and s spatial features; H × W pixels.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub.constants import HF_HOME
+from torch import Tensor
+
+from tvmatch.data.config import ImagesData
+from tvmatch.errors import InputError
+from tvmatch.evaluation import reference_files
+from tvmatch.evaluation.collection import FeatureSizes, ImageSource, Kept, collect, feature_sizes
+from tvmatch.evaluation.extractors import Extractor
+from tvmatch.evaluation.generation import Progress
+from tvmatch.evaluation.npz import NpzReader
+from tvmatch.evaluation.processes import ALONE, Processes
+from tvmatch.evaluation.reference_files import Reference
+
+_LOGGER = logging.getLogger(__name__)
+
+MOST_VECTORS = 50_000
+"""Real images whose features precision and recall see, at most: a random choice of them."""
+
+_HUB_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What computing features takes, handed down as one."""
+
+    extractor: Extractor
+    sizes: FeatureSizes
+    shape: tuple[int, ...]
+    with_vectors: bool
+    cache: Path
+    batch_size: int
+    processes: Processes
+    on_progress: Progress | None
+
+
+def default_cache() -> Path:
+    """Where computed reference statistics are kept: beside the data sets, as HF_HOME says."""
+    return Path(HF_HOME) / "tvmatch" / "references"
+
+
+def load_reference(
+    path: str,
+    extractor: Extractor,
+    shape: tuple[int, ...],
+    *,
+    split: str = "train",
+    with_vectors: bool = False,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    processes: Processes = ALONE,
+    on_progress: Progress | None = None,
+) -> Reference | None:
+    """The reference at `path`, of features of `extractor`, for samples of `shape`.
+
+    One of
+    - an .npz file with the arrays `mu` and `sigma` (also `mu_s` and `sigma_s` of spatial features), images as
+      `arr_0`, uint8 (N, H, W, 3), or both, as the reference batches of ADM (Dhariwal and Nichol, arXiv
+      2105.05233) have; or one of our own cache;
+    - a .pkl file of the EDM family, {"fid": {"mu", "sigma"}, "fd_dinov2": {…}}, read without running it;
+    - images, as `ImagesData` reads them: a folder, Parquet, a ZIP, a data set on the Hub. They are cropped
+      and resized to the samples' resolution.
+
+    Features of images are computed once: statistics, and pooled features if asked for, go to the cache, under
+    a name made of all that they depend on. Files tell that they have changed by size and time.
+
+    Args:
+        path: of the reference.
+        extractor: images to features.
+        shape: (C, H, W) of the samples.
+        split: of a data set of images.
+        with_vectors: also the features themselves, for precision and recall; a file of statistics alone has
+            none.
+        cache: folder; by default `default_cache()`.
+        batch_size: images at a time.
+        processes: that share the work; every one must call this function.
+        on_progress: called with the images done and all.
+
+    Returns:
+        The reference in the first process, None in others.
+
+    Raises:
+        InputError: nothing readable there, images of another resolution, statistics of another number of
+            features or another extractor, not finite or not symmetric.
+    """
+    work = _Work(
+        extractor,
+        feature_sizes(extractor, shape[1], shape[2]),
+        shape,
+        with_vectors,
+        default_cache() if cache is None else cache,
+        batch_size,
+        processes,
+        on_progress,
+    )
+    local = Path(path).expanduser()
+    suffix = local.suffix.lower()
+    if suffix in (".npz", ".pkl") and not local.is_dir():
+        if not local.is_file():
+            raise InputError(f"reference: {path}: no such file")
+        return _from_npz(local, work) if suffix == ".npz" else _from_pickle(local, work)
+    return _from_images(path, split, work)
+
+
+def _from_pickle(path: Path, work: _Work) -> Reference | None:
+    if not work.processes.is_first:
+        return None
+    return reference_files.read_pickle(path, work.extractor, work.sizes)
+
+
+def _from_npz(path: Path, work: _Work) -> Reference | None:
+    """Statistics as the file has them; features of its images where they are needed besides."""
+    fingerprint = reference_files.hash_file(path) if work.processes.is_first else None
+    with NpzReader(path, f"reference: {path}") as file:
+        if "mu" not in file and "arr_0" not in file:
+            raise InputError(
+                f"reference: {path} holds neither statistics (mu, sigma) nor images (arr_0), but "
+                f"{', '.join(file.names[:6]) or 'nothing'}"
+            )
+        stored = None
+        if "mu" in file:
+            stored = reference_files.read_npz(file, path, fingerprint, work.extractor, work.sizes, work.shape)
+        if "arr_0" not in file or (stored is not None and not work.with_vectors):
+            return stored if work.processes.is_first else None
+        count = reference_files.check_batch(file, path, work.shape).shape[0]
+
+        @contextmanager
+        def images() -> Iterator[tuple[ImageSource, int]]:
+            with file.rows("arr_0") as read:
+
+                def batch(numbers: range) -> Tensor:
+                    pixels = torch.from_numpy(np.asarray(read(numbers), np.float32))
+                    return pixels.div_(255).permute(0, 3, 1, 2)
+
+                yield batch, count
+
+        facts = {"source": str(path), "fingerprint": fingerprint, "array": "arr_0"}
+        computed = _computed(facts, images, work)
+    if computed is None or stored is None:
+        return computed
+    provenance = {**stored.provenance, "features_of": f"the file's {count} images"}
+    return Reference(stored.pooled, stored.spatial, computed.vectors, stored.count, provenance)
+
+
+def _from_images(path: str, split: str, work: _Work) -> Reference | None:
+    height, width = work.shape[1:]
+    # As ImageNet is cropped for every published reference; that crop makes squares only.
+    crop: Literal["dhariwal", "centre"] = "dhariwal" if height == width else "centre"
+    channels: Literal[1, 3] = 1 if work.shape[0] == 1 else 3
+    facts = {
+        "source": path,
+        "fingerprint": source_fingerprint(path) if work.processes.is_first else None,
+        "split": split,
+        "crop": crop,
+        "channels": channels,
+    }
+    options = ImagesData(path, split, resolution=(height, width), channels=channels, crop=crop)
+
+    @contextmanager
+    def images() -> Iterator[tuple[ImageSource, int]]:
+        if not work.processes.is_first:
+            work.processes.wait()  # until the first has decoded them into the cache
+        try:
+            dataset = options.load()
+        except InputError as error:
+            message = (
+                str(error).replace("data.path:", "reference:").replace("data.split:", "reference_split:")
+            )
+            raise InputError(message) from error
+        if work.processes.is_first:
+            work.processes.wait()
+
+        def batch(numbers: range) -> Tensor:
+            # An epoch's order: every image once, and the first of them are a random choice.
+            step = numbers.start // work.batch_size
+            return dataset.batch(step, work.batch_size, seed=0).values[: len(numbers)]
+
+        yield batch, len(dataset)
+
+    return _computed(facts, images, work)
+
+
+def _computed(
+    facts: Mapping[str, Any],
+    images: Callable[[], AbstractContextManager[tuple[ImageSource, int]]],
+    work: _Work,
+) -> Reference | None:
+    """Statistics of images' features, from the cache or computed into it.
+
+    Args:
+        facts: what the images are. They are not cached without a fingerprint.
+        images: opens them, and says how many there are.
+        work: all else.
+    """
+    facts = dict(facts) | reference_files.extractor_facts(work.extractor, work.shape)
+    path = work.cache / reference_files.cache_name(facts) if facts["fingerprint"] else None
+    found = None
+    if work.processes.is_first and path is not None and path.is_file():
+        found = _from_cache(path, facts, work)
+    if work.processes.as_first(found is not None):
+        return found
+    with images() as (source, count):
+        if count < 2:
+            raise InputError(f"reference: {facts['source']} holds {count} images, at least 2 are needed")
+        collected = collect(
+            source,
+            count,
+            work.extractor,
+            work.sizes,
+            Kept(spatial=work.sizes.spatial is not None, vectors=MOST_VECTORS if work.with_vectors else 0),
+            batch_size=work.batch_size,
+            processes=work.processes,
+            on_progress=work.on_progress,
+        )
+    if collected is None:
+        return None
+    vectors = collected.vectors if work.with_vectors else None
+    reference = Reference(
+        collected.pooled, collected.spatial, vectors, count, facts | {"images": count, "kind": "images"}
+    )
+    if path is not None:
+        try:
+            reference_files.write_cache(path, reference)
+        except OSError as error:  # the figures are worth more than the cache
+            _LOGGER.warning("reference statistics are not kept: %s: %s", path, error.strerror or error)
+    return reference
+
+
+def _from_cache(path: Path, facts: Mapping[str, Any], work: _Work) -> Reference | None:
+    """What the cache has of these facts; None if it has nothing readable, or no features where asked."""
+    try:
+        with NpzReader(path, str(path)) as file:
+            reference = reference_files.read_npz(file, path, None, work.extractor, work.sizes, work.shape)
+    except InputError as error:
+        _LOGGER.warning("reference statistics are computed again: %s", error)
+        return None
+    if work.with_vectors and reference.vectors is None:
+        return None
+    return Reference(
+        reference.pooled,
+        reference.spatial,
+        reference.vectors,
+        reference.count,
+        {**reference.provenance, "source": facts["source"]},
+    )
+
+
+def source_fingerprint(path: str) -> str | None:
+    """What changes when images do: names, sizes and times of local files, the commit of a Hub data set.
+
+    None if the Hub cannot be asked: then nobody knows whether an earlier download is still the same.
+    """
+    local = Path(path).expanduser()
+    if not local.exists():
+        from huggingface_hub import HfApi  # here, because it takes a while to import
+
+        try:
+            return f"commit {HfApi().dataset_info(path, timeout=_HUB_TIMEOUT).sha}"
+        except Exception:  # no such data set (which reading it will tell), no network, a server's error
+            return None
+    digest = hashlib.sha256()
+    for file in [local] if local.is_file() else _files(local):
+        try:
+            status = file.stat()
+        except OSError:  # a link to nothing, which reading the images will tell
+            continue
+        name = file.name if file == local else file.relative_to(local).as_posix()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return f"sizes and times {digest.hexdigest()}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones, sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)

@@ -1,0 +1,114 @@
+"""Mean and covariance of more vectors than fit memory: in parts, from several processes, in float64.
+
+Shapes: n vectors of d features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tvmatch.errors import InputError
+from tvmatch.evaluation.frechet import GaussianStatistics
+
+# Vectors that are added together. Each time the whole matrix is read and written, which takes longer than
+# the additions for less than some hundreds of vectors.
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is known of the vectors seen so far, float64 on the CPU.
+
+    Attributes:
+        count: their number n.
+        mean: μ, (d,).
+        scatter: Σ (x − μ)(x − μ)ᵀ, (d, d).
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+
+class RunningGaussian:
+    """Mean and covariance of vectors that come in parts.
+
+    Two parts a and b with mean μ and scatter matrix M join by (Chan, Golub and LeVeque 1979)
+
+        δ = μ_b − μ_a,  n = n_a + n_b,  μ = μ_a + (n_b / n) δ,  M = M_a + M_b + (n_a n_b / n) δ δᵀ
+
+    which loses no digits where the mean is large beside the spread, as Σ x xᵀ − n μ μᵀ would. 50,000 vectors
+    of 2,048 features take 4e11 operations, half a minute of a CPU core.
+
+    Args:
+        features: d.
+    """
+
+    def __init__(self, features: int) -> None:
+        self._count = 0
+        self._mean = torch.zeros(features, dtype=torch.float64)
+        self._scatter = torch.zeros(features, features, dtype=torch.float64)
+        self._waiting: list[Tensor] = []
+
+    def update(self, features: Tensor) -> None:
+        """Add the vectors `features`, (n, d) of any float type on any device.
+
+        Raises:
+            InputError: for another shape, or if an entry is not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != len(self._mean):
+            raise InputError(f"features: must have shape (n, {len(self._mean)}), got {tuple(features.shape)}")
+        broken = int((~features.isfinite()).any(dim=1).sum())
+        if broken:
+            raise InputError(f"features: {broken} of {len(features)} vectors have a non-finite entry")
+        if len(features):
+            self._waiting.append(features.detach().to("cpu", torch.float64, copy=True))
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self._add_waiting()
+
+    def merge(self, other: Moments) -> None:
+        """Add the vectors of which `other` is known.
+
+        Raises:
+            InputError: if they have another number of features.
+        """
+        if len(other.mean) != len(self._mean):
+            raise InputError(f"features: {len(other.mean)} features a vector are added to {len(self._mean)}")
+        if other.count:
+            self._add_waiting()
+            self._add(other.count, other.mean, other.mean.new_zeros(0, len(other.mean)))
+            self._scatter += other.scatter
+
+    def moments(self) -> Moments:
+        """Number, mean and scatter matrix of the vectors so far."""
+        self._add_waiting()
+        return Moments(self._count, self._mean.clone(), self._scatter.clone())
+
+    def statistics(self) -> GaussianStatistics:
+        """Mean and unbiased covariance (divided by n − 1), symmetric to the last bit.
+
+        Raises:
+            InputError: for fewer than 2 vectors.
+        """
+        seen = self.moments()
+        if seen.count < 2:
+            raise InputError(f"features: a covariance needs at least 2 vectors, there are {seen.count}")
+        return GaussianStatistics(seen.mean, (seen.scatter + seen.scatter.T) / (2 * (seen.count - 1)))
+
+    def _add_waiting(self) -> None:
+        if self._waiting:
+            vectors = torch.cat(self._waiting)
+            self._waiting = []
+            mean = vectors.mean(dim=0)
+            self._add(len(vectors), mean, vectors - mean)
+
+    def _add(self, count: int, mean: Tensor, centred: Tensor) -> None:
+        """Add `count` vectors of this mean whose scatter matrix is centredᵀ centred."""
+        total = self._count + count
+        shift = mean - self._mean
+        between = shift * (self._count * count / total) ** 0.5
+        rows = torch.cat([centred, between[None]])  # δ δᵀ in the same matrix product
+        self._scatter.addmm_(rows.T, rows)
+        self._mean += shift * (count / total)
+        self._count = total

@@ -1,0 +1,291 @@
+"""Trained models on the Hugging Face Hub: weights as safetensors, a description, a model card.
+
+A repository holds `model.json` and `model.safetensors`, which `tvmatch.load` reads, `README.md` (the card),
+and where they were given `samples.png`, figures and the autoencoder, in diffusers' layout. Only names
+on a fixed list are downloaded, and nothing of a repository is executed.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tvmatch.errors import InputError
+from tvmatch.files import new_folder
+from tvmatch.interop.model_card import model_card
+from tvmatch.trained_model import TrainedModel, load
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tvmatch.data.autoencoder import Autoencoder
+
+AUTOENCODER = "vae"  # a folder, called as in a pipeline
+MODEL_FILES = (
+    "model.json",
+    "model.safetensors",
+    f"{AUTOENCODER}/config.json",
+    f"{AUTOENCODER}/*.safetensors",
+    f"{AUTOENCODER}/*.safetensors.index.json",
+)
+
+
+def save_pretrained(
+    model: TrainedModel,
+    folder: str | Path,
+    *,
+    metrics: Sequence[str | Path] = (),
+    samples: "Image | str | Path | None" = None,
+    autoencoder: "Autoencoder | None" = None,
+    license: str | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Write a new folder that `from_pretrained` and `tvmatch.load` read, with a model card.
+
+    Args:
+        model: to be saved.
+        folder: must not exist yet.
+        metrics: files of figures that `tvmatch evaluate` wrote (metrics.json, metrics_inception.json, …), to
+            be kept beside the model and shown on the card.
+        samples: a picture for the card, or the path of a PNG; `tvmatch.pictures.image_grid` draws one.
+        autoencoder: of a model of latents, to put beside it (`model.decoder`, if it came from
+            `load_autoencoder`). Without it the folder names the one that the latents were made with.
+        license: of the weights, as the Hub writes it, such as "cc-by-4.0".
+        repo_id: "user/name" it is going to have on the Hub, for the example on the card.
+
+    Raises:
+        InputError: if the folder exists, the autoencoder is not that of the model's latents, or a file of
+            figures is none.
+        OSError: if the folder cannot be written.
+        TypeError: if the network is neither a DiT nor an MLP.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"folder: {folder} exists already")
+    if autoencoder is not None:
+        if model.spec.autoencoder is None:
+            raise InputError(f"autoencoder: the model generates {model.spec.kind} data, which need none")
+        autoencoder.check(model.spec.autoencoder)
+    with new_folder(folder) as unfinished:
+        model.save(unfinished)
+        write_card(model, unfinished, metrics=metrics, samples=samples, license=license, repo_id=repo_id)
+        if autoencoder is not None:
+            autoencoder.network.save_pretrained(unfinished / AUTOENCODER, safe_serialization=True)
+
+
+def write_card(
+    model: TrainedModel,
+    folder: Path,
+    *,
+    metrics: Sequence[str | Path] = (),
+    samples: "Image | str | Path | None" = None,
+    license: str | None = None,
+    repo_id: str | None = None,
+    pipeline: bool = False,
+) -> None:
+    """Write `README.md`, figures and `samples.png` into an existing folder; see `save_pretrained`.
+
+    Args:
+        pipeline: whether the folder holds a pipeline of `tvmatch.diffusers`.
+    """
+    figures = [_read_metrics(Path(path)) for path in metrics]
+    for path in map(Path, metrics):
+        shutil.copyfile(path, folder / path.name)
+    if isinstance(samples, str | Path):
+        shutil.copyfile(samples, folder / "samples.png")
+    elif samples is not None:
+        samples.save(folder / "samples.png", format="PNG")
+    card = model_card(
+        model,
+        metrics=figures,
+        samples=samples is not None,
+        license=license,
+        repo_id=repo_id,
+        pipeline=pipeline,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not (path.name.startswith("metrics") and path.suffix == ".json"):
+        raise InputError(f"metrics: must be files metrics….json, got {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"metrics: {path} is not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"metrics: {path} holds no figures")
+    return content
+
+
+def push_to_hub(
+    model: TrainedModel,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str = "Upload a model of tvmatch",
+    metrics: Sequence[str | Path] = (),
+    samples: "Image | str | Path | None" = None,
+    autoencoder: "Autoencoder | None" = None,
+    license: str | None = None,
+) -> str:
+    """Put a model on the Hub as `save_pretrained` writes it, as one commit.
+
+    Args:
+        model: to be uploaded.
+        repo_id: "user/name"; the repository is made if it does not exist.
+        private: whether a new repository is.
+        token: of the Hub; by default that of `hf auth login`.
+        commit_message: of the commit.
+        metrics, samples, autoencoder, license: as for `save_pretrained`.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        InputError: for a name that is none, no access, or a Hub that cannot be reached.
+    """
+    check_repository_name(repo_id)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save_pretrained(
+            model,
+            folder,
+            metrics=metrics,
+            samples=samples,
+            autoencoder=autoencoder,
+            license=license,
+            repo_id=repo_id,
+        )
+        return upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
+
+
+def upload(
+    folder: Path, repo_id: str, *, private: bool = False, token: str | None = None, commit_message: str
+) -> str:
+    """Upload a folder's files; arguments, result and errors as for `push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo_id):
+        api = HfApi(token=token, library_name="tvmatch")
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+    return str(address)
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: torch.device | str = "cpu",
+    autoencoder: str | None = None,
+) -> TrainedModel:
+    """A trained model of the Hub, or of a folder, ready to sample.
+
+    A model of latents comes with its autoencoder, whose weights must be those that the latents were made
+    with. (`tvmatch.load` reads a folder without it.)
+
+    Args:
+        name: "user/name" on the Hub, or a folder that `save_pretrained` or a training run wrote.
+        revision: branch, tag or commit on the Hub.
+        token: of the Hub; by default that of `hf auth login`.
+        device: where to put the model.
+        autoencoder: where to load it from, a folder or a name on the Hub; by default from beside the model,
+            or from where it was loaded when the latents were made.
+
+    Raises:
+        InputError: if there is no such model or no access, a file is missing, truncated or mismatched, or the
+            autoencoder is another than the latents'.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        folder = download(str(name), MODEL_FILES, revision=revision, token=token)
+    elif revision is not None:
+        raise InputError(f"revision: {name} is a folder, which has no revisions, got {revision!r}")
+    model = load(folder, device)
+    expected = model.spec.autoencoder
+    if expected is None and autoencoder is not None:
+        raise InputError(f"autoencoder: {name} generates {model.spec.kind} data, which need none")
+    if expected is not None:
+        from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
+
+        beside = folder / AUTOENCODER
+        source = autoencoder or (str(beside) if beside.is_dir() else expected.source)
+        model.decoder = load_autoencoder(source, device, expected=expected)
+    return model
+
+
+def download(
+    repo_id: str,
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a repository's files of these names, from the cache or the Hub.
+
+    Raises:
+        InputError: if there is no such repository or revision, no access, or neither cache nor network.
+    """
+    from huggingface_hub import snapshot_download
+
+    check_repository_name(repo_id)
+    with hub_errors(repo_id):
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            allow_patterns=list(patterns),
+            library_name="tvmatch",
+        )
+    return Path(folder)
+
+
+def check_repository_name(repo_id: str) -> None:
+    """Refuse what cannot be a repository of the Hub.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise InputError(f"{repo_id}: neither a folder here nor a name user/name on the Hub") from None
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """What goes wrong between here and the Hub, as an `InputError` of one line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        address = f"https://huggingface.co/{repo_id}"
+        raise InputError(f"{repo_id}: gated; ask for access at {address}, then `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(f"{repo_id}: no such repository on the Hub, or no access to it") from None
+    except errors.RevisionNotFoundError:
+        raise InputError(f"{repo_id}: the Hub has no such revision of it") from None
+    except errors.LocalTokenNotFoundError:
+        raise InputError("token: give a token of the Hub, or log in with `hf auth login`") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise InputError(f"{repo_id}: not in the cache, and the Hub cannot be reached") from None
+    except Exception as error:  # of its HTTP client, which is another in each generation, or a full disk
+        raise InputError(f"{repo_id}: the Hub's client reports: {' '.join(str(error).split())}") from error

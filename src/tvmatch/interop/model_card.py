@@ -1,0 +1,166 @@
+"""The README of a model on the Hugging Face Hub: what it is, how to use it, its figures and provenance."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tvmatch.trained_model import Guidance, TrainedModel
+
+TAGS = ("tvmatch", "terminal-velocity-matching", "flow-map", "one-step-generation")
+
+
+def model_card(
+    model: TrainedModel,
+    *,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    samples: bool = False,
+    license: str | None = None,
+    repo_id: str | None = None,
+    pipeline: bool = False,
+) -> str:
+    """Markdown with the Hub's YAML header.
+
+    Args:
+        model: to be described.
+        metrics: figures as `tvmatch evaluate` writes them.
+        samples: whether there is a samples.png to show.
+        license: of the weights, as the Hub writes it.
+        repo_id: "user/name" on the Hub, for the example.
+        pipeline: whether the folder is a pipeline of `tvmatch.diffusers`, not a model for `tvmatch.load`.
+    """
+    from huggingface_hub import ModelCardData
+
+    images = model.spec.kind in ("image", "latents")
+    header = ModelCardData(
+        library_name="tvmatch",
+        tags=[*TAGS, *(["diffusers"] if pipeline else [])],
+        pipeline_tag="unconditional-image-generation" if images else None,
+        license=license,
+    )
+    recipe = model.provenance.get("recipe")
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {_title(model)}",
+        "A generator for one or a few network evaluations, made by Terminal Velocity Matching "
+        "([arXiv 2511.19797](https://arxiv.org/abs/2511.19797)) with `tvmatch`"
+        + (f", recipe `{recipe}`." if recipe else "."),
+    ]
+    if samples:
+        parts.append("![Samples](samples.png)")
+    parts += [
+        "## Use",
+        _usage(model, repo_id or "USER/NAME", pipeline),
+        "## Model",
+        _table(("", ""), _facts(model).items()),
+    ]
+    if metrics:
+        parts += ["## Figures", *(part for content in metrics for part in _figures(content))]
+    if model.provenance:
+        text = json.dumps(model.provenance, indent=1, ensure_ascii=False, default=str)
+        parts += ["## Provenance", f"```json\n{text}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(model: TrainedModel) -> str:
+    shape = model.spec.shape if model.spec.autoencoder is None else model.spec.autoencoder.image_shape
+    what = "points" if model.spec.kind == "points" else "images"
+    return f"One-step generator of {what}, {'×'.join(map(str, shape))}"
+
+
+def _usage(model: TrainedModel, name: str, pipeline: bool) -> str:
+    label = None if model.spec.class_names is None else min(207, model.spec.class_count - 1)
+    if pipeline:
+        argument = "batch_size=4" if label is None else f"class_labels=[{label}]"
+        lines = [
+            "from tvmatch.diffusers import TVMPipeline",
+            "",
+            f'pipe = TVMPipeline.from_pretrained("{name}")',
+            f"image = pipe({argument}, num_inference_steps=1, seed=0).images[0]",
+        ]
+    else:
+        argument = "count=4" if label is None else f"[{label}]"
+        result = "points" if model.spec.kind == "points" else "images"
+        lines = [
+            "import tvmatch",
+            "",
+            f'model = tvmatch.from_pretrained("{name}")',
+            f"{result} = model.sample({argument}, steps=1, seed=0)",
+        ]
+    extra = '"tvmatch[latents]"' if pipeline or model.spec.kind == "latents" else "tvmatch"
+    return f"`pip install {extra}`, then\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _facts(model: TrainedModel) -> dict[str, str]:
+    spec = model.spec
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    facts = {
+        "network": f"{type(model.network).__name__}, {parameters:,} parameters",
+        "data": f"{spec.kind}, shape {'×'.join(map(str, spec.shape))}",
+        "classes": "none" if spec.class_names is None else _shortened(spec.class_names),
+        "normalisation": f"(data − {_numbers(spec.mean)}) / {_numbers(spec.std)}",
+    }
+    if spec.autoencoder is not None:
+        fingerprint = spec.autoencoder.fingerprint
+        facts["autoencoder"] = spec.autoencoder.source + (f", SHA-256 {fingerprint}" if fingerprint else "")
+    return facts | {
+        "guidance weight": _guidance(model.guidance),
+        "parameterisation": "scaled" if model.scaled else "plain",
+        "training steps": f"{model.step:,}",
+    }
+
+
+def _figures(metrics: Mapping[str, Any]) -> list[str]:
+    """A table of the rows, and a list of where its figures come from and what else fits on a line."""
+    if isinstance(
+        metrics.get("rows"), list
+    ):  # in features: a row for each guidance weight and number of steps
+        rows = [row for row in metrics["rows"] if isinstance(row, Mapping)]
+    else:
+        by_steps = metrics.get("nfe", {})
+        rows = [{"steps": steps, **row} for steps, row in by_steps.items() if isinstance(row, Mapping)]
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "provenance"))
+    cells = [tuple(_shown(row.get(name, "")) for name in columns) for row in rows]
+    table = [_table(tuple(_words(name) for name in columns), cells)] if columns else []
+    facts = [
+        f"{_words(name)}: {_shown(value)}"
+        for name, value in metrics.items()
+        if isinstance(value, str | int | float)
+    ]
+    lines = [
+        *(str(row["provenance"]) for row in rows if "provenance" in row),
+        *map(str, metrics.get("warnings", ())),
+        *facts,
+    ]
+    return [*table, *(["\n".join(f"- {' '.join(line.split())}" for line in lines)] if lines else [])]
+
+
+def _table(header: tuple[str, ...], rows: Any) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """On one line, and without ending the cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+
+
+def _guidance(guidance: Guidance) -> str:
+    return f"{guidance[0]:g} to {guidance[1]:g}" if isinstance(guidance, tuple) else f"{guidance:g}"
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    return f"{len(names)}: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"

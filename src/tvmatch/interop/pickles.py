@@ -1,0 +1,322 @@
+"""Pickles read as data: a small machine for their opcodes that looks up nothing and calls only stand-ins.
+
+Python's own unpickler imports what a file names and calls it; PyTorch's `weights_only` one admits calls such
+as `bytearray(10**10)`. Here the opcodes, decoded by the standard library's `pickletools`, act on lists, dicts
+and numbers alone. A name in the file must be a key of an allow-list, and means a function of ours.
+"""
+
+import mmap
+import pickletools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from tvmatch.errors import InputError
+from tvmatch.interop.inert import (
+    CONTAINERS,
+    NUMPY_ARRAYS,
+    Global,
+    Inert,
+    Refused,
+    StandIns,
+    fill_array,
+    key,
+    shown,
+)
+
+__all__ = ["CONTAINERS", "NUMPY_ARRAYS", "Inert", "Refused", "StandIns", "restricted_load"]
+
+MAX_OPERATIONS = 4_000_000  # a network of a thousand tensors takes less than a hundred thousand
+MAX_NESTING = 500
+LONG_READ = 1 << 20  # bytes
+LONGEST_LINE = 1 << 26  # bytes, of text in pickles of protocol 0
+
+
+def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
+    """The content of a pickle, without running anything of it.
+
+    Numbers, text, tuples, lists, dicts and sets come as they are, bytes of a megabyte or more as read-only
+    memory views. A name in the pickle must be a key (module, name) of `allowed`; its value is called in place
+    of what the name means, and must be harmless whatever its arguments. State that a pickle gives to an
+    object goes to `Inert` stand-ins and NumPy arrays; that of a dict is dropped.
+
+    Args:
+        data: the pickle, or the path of the file that holds it.
+        allowed: stand-ins, such as `CONTAINERS | NUMPY_ARRAYS`.
+        what: the file's name in error messages.
+
+    Raises:
+        InputError: for a name that is not allowed, arguments that a stand-in does not take, a truncated
+            pickle or something else, one of absurd length or nesting, or a file that cannot be read.
+    """
+    try:
+        return load(Stream(memoryview(data) if isinstance(data, bytes) else map_file(data)), allowed)
+    except Refused as error:
+        raise InputError(f"{what}: {error}") from None
+
+
+def map_file(path: Path) -> memoryview:
+    """A file's bytes, read-only, taken from the disk where they are looked at; `Refused` if it has none."""
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise Refused(error.strerror or str(error)) from None
+    except ValueError:
+        raise Refused("the file is empty") from None
+
+
+class Stream:
+    """Bytes as the file that `pickletools` reads. Long pieces are views: weights are not copied here."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.position = 0
+
+    def tell(self) -> int:
+        """Bytes read so far."""
+        return self.position
+
+    def read(self, count: int) -> Any:
+        """The next `count` bytes, or as many as there are."""
+        piece = self.data[self.position : self.position + count]
+        self.position += len(piece)
+        return piece if len(piece) >= LONG_READ else bytes(piece)
+
+    def readline(self) -> bytes:
+        """The bytes up to and with the next line feed, or a longest line without one."""
+        length = 256
+        while True:
+            line = bytes(self.data[self.position : self.position + length])
+            end = line.find(b"\n") + 1
+            if end or length >= LONGEST_LINE or len(line) < length:
+                break
+            length *= 4
+        line = line[: end or len(line)]
+        self.position += len(line)
+        return line
+
+
+def load(stream: Stream, allowed: StandIns, persistent: Callable[[Any], Any] | None = None) -> Any:
+    """As `restricted_load`, from where the stream stands to just behind the pickle.
+
+    Args:
+        persistent: what stands in for a persistent id; without it they are refused.
+
+    Raises:
+        Refused: in place of an `InputError`.
+    """
+    machine = _Machine(allowed, persistent)
+    operations = pickletools.genops(cast(IO[bytes], stream))
+    for _ in range(MAX_OPERATIONS):
+        try:
+            opcode, argument, _ = next(operations)
+        # AttributeError: Python 2's strings are decoded by a method that long views lack.
+        except (ValueError, OverflowError, AttributeError, AssertionError) as error:
+            raise Refused(f"not a pickle, or a damaged or truncated one ({shown(error)})") from None
+        if opcode.name == "STOP":
+            content = machine.pop()
+            _check_nesting(content)
+            return content
+        machine.step(opcode.name, argument)
+    raise Refused(f"a pickle of more than {MAX_OPERATIONS:,} operations")
+
+
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+_COLLECTED: dict[str, Callable[[list[Any]], Any]] = {
+    "TUPLE": tuple,
+    "LIST": list,
+    "DICT": lambda items: _insert({}, items),
+    "FROZENSET": lambda items: frozenset(map(key, items)),
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_FROM_MEMO = {"GET", "BINGET", "LONG_BINGET"}
+_TO_MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
+
+
+class _Machine:
+    """Stack, marks and memo of one pickle. All that is on the stack is plain data or a stand-in's result."""
+
+    def __init__(self, allowed: StandIns, persistent: Callable[[Any], Any] | None) -> None:
+        self.allowed = allowed
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        """The topmost object above the last mark."""
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise Refused("a damaged pickle: it takes what is not there")
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        """All objects above the last mark, which goes with them."""
+        if not self.marks:
+            raise Refused("a damaged pickle: it takes what is not there")
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one operation."""
+        if name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name]())
+        elif name in _COLLECTED:
+            self.stack.append(_COLLECTED[name](self.pop_to_mark()))
+        elif name in _TUPLES:
+            items = [self.pop() for _ in range(_TUPLES[name])]
+            self.stack.append(tuple(reversed(items)))
+        elif name in _FROM_MEMO:
+            if int(argument) not in self.memo:
+                raise Refused("a damaged pickle: it refers to what is not there")
+            self.stack.append(self.memo[int(argument)])
+        elif name in _TO_MEMO or name == "MEMOIZE":
+            self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = self._top()
+        elif name not in ("PROTO", "FRAME"):
+            self._rarer_step(name, argument)
+
+    def _rarer_step(self, name: str, argument: Any) -> None:
+        match name:
+            case "MARK":
+                if len(self.marks) >= MAX_NESTING:
+                    raise Refused(f"nested more than {MAX_NESTING} levels deep")
+                self.marks.append(len(self.stack))
+            case "POP_MARK":
+                self.pop_to_mark()
+            case "POP" if self.marks and self.marks[-1] == len(self.stack):
+                self.marks.pop()
+            case "POP":
+                self.pop()
+            case "DUP":
+                self.stack.append(self._top())
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = [self.pop()] if name == "APPEND" else self.pop_to_mark()
+                _extend(self._top(), items)
+            case "SETITEM" | "SETITEMS":
+                items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self.pop_to_mark()
+                target = self._top()
+                _insert(target.entries if isinstance(target, Inert) else target, items)
+            case "GLOBAL":
+                self.stack.append(self._global(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = self.pop(), self.pop()
+                self.stack.append(self._global(module, attribute))
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                keywords = self.pop() if name == "NEWOBJ_EX" else {}
+                arguments, called = self.pop(), self.pop()
+                self.stack.append(_call(called, arguments, keywords))
+            case "BUILD":
+                state = self.pop()
+                _set_state(self._top(), state)
+            case "PERSID" | "BINPERSID" if self.persistent is not None:
+                self.stack.append(self.persistent(argument if name == "PERSID" else self.pop()))
+            case _:  # persistent ids, the extension registry, Python 2's instances, buffers from elsewhere
+                raise Refused(f"a pickle with the operation {name}, which is not admitted here")
+
+    def _top(self) -> Any:
+        value = self.pop()
+        self.stack.append(value)
+        return value
+
+    def _global(self, module: Any, name: Any) -> Global:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise Refused("a damaged pickle: a name that is not text")
+        try:
+            return Global(module, name, self.allowed[module, name])
+        except KeyError:
+            words = shown(f"{module}.{name}")
+            raise Refused(f"it refers to {words}, which is not admitted here; nothing was run") from None
+
+
+def _insert(target: Any, items: list[Any]) -> Any:
+    """Set the items [key, value, key, value, …] of a dict, and return it."""
+    if not isinstance(target, dict) or len(items) % 2:
+        raise Refused("a damaged pickle: items for what is not a dict")
+    target.update((key(items[i]), items[i + 1]) for i in range(0, len(items), 2))
+    return target
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    """Add elements to a list or set."""
+    if isinstance(target, set):
+        target.update(map(key, items))
+    elif isinstance(target, list | Inert):
+        (target.elements if isinstance(target, Inert) else target).extend(items)
+    else:
+        raise Refused("a damaged pickle: elements for what is not a list")
+
+
+# What a stand-in of ours may raise at arguments of any kind.
+_UNFIT = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
+
+
+def _call(called: Any, arguments: Any, keywords: Any) -> Any:
+    """What the stand-in of a global makes of its arguments."""
+    if type(called) is not Global:
+        raise Refused("a damaged pickle: it calls what is not a name")
+    names_are_text = type(keywords) is dict and all(type(name) is str for name in keywords)
+    if type(arguments) is not tuple or not names_are_text:
+        raise Refused(f"a damaged pickle: {shown(called)} called without a list of arguments")
+    try:
+        return called.stand_in(*arguments, **keywords)
+    except Refused:
+        raise
+    except _UNFIT:
+        raise Refused(f"{shown(called)} with arguments that it does not take") from None
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if isinstance(target, Inert):
+        target.state = state
+    elif type(target) is np.ndarray:
+        try:
+            fill_array(target, state)
+        except Refused:
+            raise
+        except _UNFIT:
+            raise Refused("a damaged array") from None
+    elif not isinstance(target, dict):
+        raise Refused(f"a damaged pickle: state for an object of type {type(target).__name__}")
+
+
+_NESTING = (dict, list, tuple, set, frozenset, Inert)
+
+
+def _check_nesting(root: Any) -> None:
+    """Refuse what those who walk through it recursively would fail at."""
+    seen: set[int] = set()
+    waiting = [(root, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if depth > MAX_NESTING:
+            raise Refused(f"nested more than {MAX_NESTING} levels deep")
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        children: Iterable[Any] = ()
+        if isinstance(node, dict):
+            children = node.values()
+        elif isinstance(node, list | tuple | set | frozenset):
+            children = node
+        elif isinstance(node, Inert):
+            children = vars(node).values()
+        waiting += [(child, depth + 1) for child in children if isinstance(child, _NESTING)]

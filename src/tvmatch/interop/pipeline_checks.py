@@ -1,0 +1,108 @@
+"""What a pipeline's folder must be before anything of it is loaded, and what its description means."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.models import autoencoders
+
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
+from tvmatch.trained_model import Guidance, TrainedModel
+
+FORMAT = "tvmatch-pipeline-1"
+FILES = (
+    "model_index.json",
+    *(
+        f"{component}/{name}"
+        for component in ("transformer", "vae")
+        for name in ("config.json", "*.safetensors", "*.safetensors.index.json")
+    ),
+)
+
+
+def described(description: dict[str, Any] | None, transformer: TVMTransformer) -> TrainedModel:
+    """The model that a pipeline's description and its transformer make.
+
+    Raises:
+        InputError: if the description is none, or does not fit the transformer.
+    """
+    if description is None:
+        raise InputError("description: missing; make a pipeline with TVMPipeline.from_trained_model")
+    try:
+        guidance: Guidance | list[float] = description["guidance"]
+        if isinstance(guidance, list):  # JSON has no tuples
+            low, high = map(float, guidance)
+            guidance = low, high
+        if description["format"] != FORMAT:
+            raise InputError(f"its format is not {FORMAT}")
+        model = TrainedModel(
+            network=transformer.dit,
+            spec=DataSpec.from_description(description["data"]),
+            scaled=bool(description["scaled"]),
+            guidance=guidance if isinstance(guidance, tuple) else float(guidance),
+            step=int(description["step"]),
+            provenance=dict(description["provenance"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"model_index.json: not the description of a model ({error})") from None
+    network = transformer.dit
+    if (network.shape, network.class_count) != (model.spec.shape, model.spec.class_count):
+        raise InputError(
+            f"transformer: of shape {network.shape} and {network.class_count} classes, the data are of shape "
+            f"{model.spec.shape} and {model.spec.class_count} classes"
+        )
+    return model
+
+
+def check_autoencoder(vae: Any, spec: DataSpec) -> None:
+    """Refuse another autoencoder than that of the latents.
+
+    In other precisions than float32 the weights are rounded, and are not compared.
+
+    Raises:
+        InputError: if it is another, or the data need none.
+    """
+    if spec.autoencoder is None:
+        raise InputError(f"vae: the model generates {spec.kind} data, which need none")
+    if vae.dtype == torch.float32 and vae.device.type != "meta":
+        from tvmatch.data.autoencoder import Autoencoder
+
+        Autoencoder(vae, "vae").check(spec.autoencoder)
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder that holds no pipeline of ours, names classes from elsewhere, or holds code.
+
+    Raises:
+        InputError: if it does.
+    """
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(index, dict) or index.get("_class_name") != "TVMPipeline":
+        raise InputError(f"{path}: not of a TVMPipeline")
+    entries = {name: value for name, value in index.items() if not name.startswith("_")}
+    if unknown := sorted(entries.keys() - {"transformer", "vae", "description"}):
+        raise InputError(f"{path}: unknown entries {unknown[:3]}")
+    if entries.get("transformer") != [LIBRARY, "TVMTransformer"]:
+        raise InputError(f"{path}: transformer is {entries.get('transformer')}, not a TVMTransformer")
+    vae = entries.get("vae", [None, None])
+    if vae != [None, None] and not _is_autoencoder(vae):
+        raise InputError(f"{path}: vae is {vae}, not an autoencoder of diffusers")
+    if code := sorted(folder.glob("*/*.py")):
+        raise InputError(f"{code[0]}: a pipeline of tvmatch holds no code")
+
+
+def _is_autoencoder(entry: Any) -> bool:
+    if not (isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers"):
+        return False
+    cls = getattr(autoencoders, entry[1], None) if isinstance(entry[1], str) else None
+    return isinstance(cls, type) and issubclass(cls, ModelMixin)

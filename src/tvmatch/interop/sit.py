@@ -1,0 +1,86 @@
+"""Flow Matching networks in the tensor names of SiT (Ma et al., arXiv 2401.08740): a DiT of (x, t, class).
+
+Such a network gives the velocity of a flow and knows no second time. As a network F(x, t, s) it starts as
+the same velocity for every s: the embedding of the duration t − s grows in with its last layer at zero.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tvmatch.errors import InputError
+from tvmatch.interop.authors import PREFIX, network_from_authors
+from tvmatch.models import DiT
+
+TIME_LAYER = "t_embedder.mlp.0.weight"
+DURATION = "s_embedder.mlp"
+
+
+def is_sit(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of a DiT with one time."""
+    names = {name.removeprefix(PREFIX) for name in state_dict}
+    return TIME_LAYER in names and f"{DURATION}.0.weight" not in names
+
+
+def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time: Literal[0, 1] = 1) -> DiT:
+    """A DiT whose F(x, t, s, c) is, for every s, the velocity of a SiT at time t.
+
+    Published SiTs have data at time 1 and noise at 0 (`data_time=1`): x_τ = τ x0 + (1 − τ) x1, with velocity
+    dx/dτ. Here τ = 1 − t, so F(x, t) = −F_SiT(x, 1 − t). Both signs go into the weights, exactly: the time
+    features cos((1 − t) ω), sin((1 − t) ω) are a rotation of cos(t ω), sin(t ω).
+
+    A network that also predicts a variance keeps the first half of its output channels, the velocity.
+
+    Args:
+        state_dict: their names; sizes come from the tensors' shapes. The precision is kept.
+        heads: number of attention heads, which no shape tells.
+        data_time: the time that stands for data.
+
+    Raises:
+        InputError: if a tensor is missing, left over, or of another shape; see `network_from_authors`.
+    """
+    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    try:
+        expand, project = theirs[TIME_LAYER], theirs["t_embedder.mlp.2.weight"]
+        weight, bias = theirs["final_layer.linear.weight"], theirs["final_layer.linear.bias"]
+        _, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
+    except KeyError as missing:
+        raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
+    except ValueError:
+        raise InputError("state_dict: x_embedder.proj.weight must have shape (C, channels, p, p)") from None
+    weight, bias = (_velocity_rows(rows, channels, patch_size) for rows in (weight, bias))
+    if data_time == 1:
+        weight, bias = -weight, -bias
+        theirs[TIME_LAYER] = _reversed_time(expand)
+    theirs |= {"final_layer.linear.weight": weight, "final_layer.linear.bias": bias}
+    # The new embedding's first layer takes the weights of t's, so that its features are of the right size.
+    theirs[f"{DURATION}.0.weight"] = expand.clone()
+    theirs[f"{DURATION}.0.bias"] = theirs.get("t_embedder.mlp.0.bias", expand[:, 0]).clone()
+    theirs[f"{DURATION}.2.weight"] = torch.zeros_like(project)
+    theirs[f"{DURATION}.2.bias"] = torch.zeros_like(project[:, 0])
+    return network_from_authors(theirs, heads=heads, rms_norm=False, qk_norm=False, modulation_norm=False)
+
+
+def _velocity_rows(rows: Tensor, channels: int, patch_size: int) -> Tensor:
+    """Of a head's (p · p · outputs, …) rows, channel last, those of the first `channels` outputs."""
+    outputs, rest = divmod(len(rows), patch_size**2)
+    if rest or outputs not in (channels, 2 * channels):
+        raise InputError(
+            f"state_dict: final_layer.linear has {len(rows)} rows, {channels} channels in patches of "
+            f"{patch_size} take {channels * patch_size**2}, or twice that with a variance"
+        )
+    velocity: Tensor = rows.unflatten(0, (patch_size**2, outputs))[:, :channels].flatten(0, 1)
+    return velocity
+
+
+def _reversed_time(weight: Tensor) -> Tensor:
+    """W with W [cos tω, sin tω] = W' [cos((1 − t)ω), sin((1 − t)ω)], of (C, 2 n), computed in float64."""
+    count = weight.shape[1] // 2
+    frequencies = torch.exp(torch.arange(count, dtype=torch.float64) * (-math.log(10_000) / count))
+    cosine, sine = frequencies.cos(), frequencies.sin()
+    of_cosine, of_sine = weight.double().unflatten(1, (2, count)).unbind(1)
+    turned = torch.cat([of_cosine * cosine + of_sine * sine, of_cosine * sine - of_sine * cosine], 1)
+    return turned.to(weight.dtype)

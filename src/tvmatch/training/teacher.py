@@ -1,0 +1,110 @@
+"""Distillation: a frozen model's velocity, with guidance, in the role of the target u_θ*."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tvmatch.data.spec import DataSpec
+from tvmatch.dual import Dual
+from tvmatch.errors import InputError
+from tvmatch.flow_map import FlowMap, per_sample
+from tvmatch.trained_model import Guidance, TrainedModel, load
+
+
+class GuidedTeacher(nn.Module):
+    """F_θ* whose velocity k(w) F_θ*(x, s, s, c, w) is a frozen model's, guided by w.
+
+    A model trained at w = 1 is guided by its two velocities (Ho and Salimans, arXiv 2207.12598),
+
+        u(x, s, c, w) = w u(x, s, c) + (1 − w) u(x, s, ∅),
+
+    one trained with guidance by its own input w.
+
+    Args:
+        model: the teacher, in its own parameterisation.
+        scaled: the student's: k(w) = w, else 1.
+    """
+
+    def __init__(self, model: TrainedModel, *, scaled: bool) -> None:
+        super().__init__()
+        self.network = model.network.requires_grad_(False).eval()
+        self.flow_map = FlowMap(self.network, model.scaled)
+        self.scaled = scaled
+        self.combines = model.guidance == 1
+
+    def forward(
+        self,
+        x: Tensor | Dual,
+        t: Tensor | Dual,
+        s: Tensor | Dual,
+        labels: Tensor | None = None,
+        guidance_weight: Tensor | None = None,
+    ) -> Tensor:
+        """u(x, s, c, w) / k(w); t is not used. Arguments as in `flow_map.Network`, without tangents."""
+        assert isinstance(x, Tensor)
+        assert isinstance(s, Tensor)
+        if guidance_weight is None:
+            return self.flow_map.velocity(x, s, labels)
+        weight = per_sample(guidance_weight, x)
+        if not self.combines:
+            velocity = self.flow_map.velocity(x, s, labels, guidance_weight)
+        elif labels is None:
+            velocity = self.flow_map.velocity(x, s)
+        else:
+            conditional, unconditional = self.flow_map.velocity(x, s, labels), self.flow_map.velocity(x, s)
+            velocity = torch.lerp(unconditional, conditional, weight.to(conditional.dtype))
+        return velocity / weight if self.scaled else velocity
+
+
+def load_teacher(
+    path: str, spec: DataSpec, guidance: Guidance, *, scaled: bool, device: torch.device
+) -> GuidedTeacher:
+    """The teacher in a checkpoint.
+
+    Args:
+        path: a run folder or a checkpoint.
+        spec: of the student's data, which must be the teacher's.
+        guidance: of the student, which the teacher must be able to give.
+        scaled: the student's parameterisation.
+        device: where to put it.
+
+    Raises:
+        InputError: if there is none, or it was trained on other data or at another guidance.
+    """
+    model = load(path, device)
+    expect_same_data("objective.teacher", path, model.spec, spec)
+    if model.spec.class_names != spec.class_names:
+        raise InputError(f"objective.teacher: {path} was trained on other classes")
+    if not _gives(model.guidance, guidance):
+        raise InputError(
+            f"objective.teacher: {path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
+            f"give objective.guidance_weight {_shown(guidance)}"
+        )
+    return GuidedTeacher(model, scaled=scaled)
+
+
+def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -> None:
+    """Refuse a checkpoint of data of another kind, shape, normalisation or autoencoder, by InputError."""
+    for name in ("kind", "shape", "mean", "std"):
+        there, here = getattr(theirs, name), getattr(ours, name)
+        if there != here:
+            raise InputError(f"{option}: the data's {name} is {there} in {path}, here it is {here}")
+    if theirs.autoencoder is not None and ours.autoencoder is not None:
+        known = theirs.autoencoder.fingerprint and ours.autoencoder.fingerprint
+        if known and theirs.autoencoder.fingerprint != ours.autoencoder.fingerprint:
+            raise InputError(
+                f"{option}: {path} is for latents of another autoencoder, {theirs.autoencoder.source}, "
+                f"not {ours.autoencoder.source}"
+            )
+
+
+def _gives(has: Guidance, wanted: Guidance) -> bool:
+    low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    if isinstance(has, tuple):
+        return has[0] <= low and high <= has[1]
+    return has == 1 or (math.isclose(has, low) and math.isclose(has, high))
+
+
+def _shown(guidance: Guidance) -> str:
+    return f"{list(guidance)}" if isinstance(guidance, tuple) else f"{guidance:g}"
