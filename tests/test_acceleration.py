@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import NETWORKS, Inputs, random_inputs, randomize_, relative_error
+from helpers import NETWORKS, Inputs, in_direction_s, random_inputs, randomize_, relative_error
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +21,7 @@ from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
 from tvmatch.objectives import tvm_loss
 from tvmatch.training import Trainer, acceleration, recipe
-from tvmatch.training.acceleration import accelerate
+from tvmatch.training.acceleration import Recompute, accelerate
 from tvmatch.training.non_finite import NonFiniteError
 
 KINDS = ["DiT", "DiT without everything", "MLP of classes, in three dimensions"]
@@ -198,6 +198,34 @@ def test_a_run_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (tmp_path / name / "log.jsonl").read_text().splitlines()[0].count('"') for name in ("plain", "fast")
     ]
     assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("recompute", ["pointwise", "blocks"])
+def test_recomputation_under_autocast_changes_no_bit(recompute: Recompute) -> None:
+    """A step has several passes, and autocast would remember casts of weights from one to the next.
+
+    That changes how their gradients are summed, so the plain network is compared without remembering.
+    """
+    found = []
+    for what, remember in (("none", False), (recompute, True)):
+        network, inputs = build("DiT")
+        network, inputs = (
+            network.float(),
+            Inputs(*(x.float() if x.is_floating_point() else x for x in inputs)),
+        )
+        accelerate(network, recompute=what)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=remember):
+            found.append(gradients(network, inputs, value_tangent_and_plain))
+    names = [name for name, _ in network.named_parameters()]
+    for name, actual, expected in zip(names, *found, strict=True):
+        assert torch.equal(actual, expected) or not name.startswith("blocks."), name
+
+
+def value_tangent_and_plain(network: nn.Module, inputs: Inputs) -> Tensor:
+    """A number to which a pass with a tangent and one without contribute."""
+    value, tangent = in_direction_s(network, inputs)
+    plain: Tensor = network(*inputs)
+    return value.square().sum() + tangent.square().sum() + plain.square().sum()
 
 
 def test_a_compiled_run_names_what_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

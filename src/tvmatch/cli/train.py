@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from rich.console import Console
 
-from tvmatch.cli import dry_run, results
+from tvmatch.cli import results
 from tvmatch.cli.options import DEVICE_HELP, load_data, load_decoder, run_config, run_folder
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.errors import InputError
@@ -103,6 +103,8 @@ def run(arguments: list[str]) -> int:
     parsed = parser.parse_args(request.arguments)
     config = instantiate(parser, parsed, cls)
     if parsed.dry_run:
+        from tvmatch.cli import dry_run  # here, because it imports much of PyTorch's compiler
+
         return dry_run.run(config, parsed.world_size)
     return _train(config, _out(parsed.out, config, request.resume), parsed.device, request.resume)
 

@@ -10,7 +10,8 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Literal
 
@@ -91,9 +92,27 @@ def _recomputing(forward: Callable[..., Dual], what: Recompute) -> Callable[[nn.
 
         # Nothing in a block is random, so there is no generator to wind back.
         options_ = {"use_reentrant": False, "preserve_rng_state": False, **options}
-        return Dual(*checkpoint(of_tensors, *x, *activated, **options_))
+        with _casts_not_remembered():
+            return Dual(*checkpoint(of_tensors, *x, *activated, **options_))
 
     return recomputing
+
+
+@contextmanager
+def _casts_not_remembered() -> Iterator[None]:
+    """Autocast casts each weight again: a cast remembered from another pass is none that can be repeated.
+
+    `checkpoint` takes the setting along to the backward pass. A compiled graph has no such memory.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

@@ -32,7 +32,8 @@ class ObjectiveConfig:
     Attributes:
         guidance_weight: w ≥ 1, one constant, or a pair [low, high] with 1/w uniform between their inverses.
         scaled: the scaled parameterisation, in which the network's output is multiplied by w.
-        label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1.
+        label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1
+            or with a teacher.
         target_ema: rate of the target network's moving average; 0 takes the network itself as target.
         detach_jvp: no gradient through the derivative in s (faster, biased).
         teacher: a checkpoint whose frozen velocity, with guidance, is the target instead of the network's own

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
+from tvmatch.models import MLP, DiT, DiTConfig
 from tvmatch.trained_model import FORMAT as MODEL_FORMAT
-from tvmatch.trained_model import TrainedModel, find_checkpoint, load, read_json
+from tvmatch.trained_model import NetworkConfig, TrainedModel, find_checkpoint, load, read_json
 from tvmatch.training.config import Config
-from tvmatch.training.teacher import expect_same_data
+from tvmatch.training.teacher import expect_same_data, known_classes
 
 LABELS = "conditioning.label.weight"
 GUIDANCE = "conditioning.guidance."
@@ -36,8 +37,7 @@ def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
     """Give a new network the evaluation weights of the checkpoint `config.initial`, in place.
 
     Two parts may be new. A guidance embedding that the checkpoint lacks starts with its last layer at zero,
-    so that it adds nothing at first. With other classes than the checkpoint's, the row of the dropped label
-    stays and every class starts as that row.
+    so that it adds nothing at first. Classes that the checkpoint does not know start as its dropped label.
 
     Args:
         network: of the configuration, with its initial weights.
@@ -66,21 +66,43 @@ def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
         theirs |= {name: own[name] for name in own if name.startswith(GUIDANCE)}
         for name in (f"{GUIDANCE}project.weight", f"{GUIDANCE}project.bias"):
             theirs[name] = torch.zeros_like(theirs[name])
-    if LABELS in own and model.spec.class_names != spec.class_names:
-        messages.append("other classes than the checkpoint's: each starts as its dropped label")
-        dropped = theirs[LABELS][-1] if LABELS in theirs else torch.zeros_like(own[LABELS][0])
-        theirs[LABELS] = dropped.expand_as(own[LABELS]).clone()
+    if LABELS in own:
+        theirs[LABELS], message = _label_table(theirs.get(LABELS), own[LABELS], model.spec, spec)
+        messages += message
     elif LABELS in theirs and LABELS not in own:
         messages.append("the classes of the checkpoint are left out")
         del theirs[LABELS]
     network.load_state_dict(theirs, strict=True)
+    if config.objective.scaled and model.guidance == 1 and config.objective.guidance_weight != 1:
+        messages.append(
+            "objective.scaled: the first velocity is guidance_weight times the checkpoint's, which was "
+            "trained at weight 1; false starts at the checkpoint's own"
+        )
     return messages
+
+
+def _label_table(
+    theirs: Tensor | None, like: Tensor, known: DataSpec, ours: DataSpec
+) -> tuple[Tensor, list[str]]:
+    """Embeddings of our classes and the dropped one, (K + 1, C), and a message if they are not theirs."""
+    numbers = known_classes(known, ours)
+    table = torch.zeros_like(like) if theirs is None else theirs[-1].expand_as(like).clone()
+    for row, number in enumerate(numbers):
+        if theirs is not None and number is not None:
+            table[row] = theirs[number]
+    if None in numbers:
+        new = f"{numbers.count(None)} of {len(numbers)} classes"
+        return table, [f"{new} are new: each starts as the checkpoint's dropped label"]
+    if numbers == list(range(known.class_count)) and known.class_names != ours.class_names:
+        return table, ["the classes are taken to be the checkpoint's, in their order"]
+    return table, []
 
 
 def _expect_same_network(config: Config, model: TrainedModel) -> None:
     """The same architecture, but for a guidance embedding that may be new."""
     assert config.initial is not None
-    ours, theirs = asdict(config.network), network_section(config.initial)
+    assert isinstance(model.network, DiT | MLP)
+    ours, theirs = _architecture(config.network), _architecture(model.network.config)
     if ours.keys() != theirs.keys():
         raise InputError(f"initial: {config.initial} holds a {type(model.network).__name__}")
     for name, value in ours.items():
@@ -90,3 +112,10 @@ def _expect_same_network(config: Config, model: TrainedModel) -> None:
                 f"network.{name}: {config.initial} was trained with {theirs[name]}, the configuration "
                 f"says {value}"
             )
+
+
+def _architecture(config: NetworkConfig) -> dict[str, Any]:
+    """What must agree: sizes and switches, but neither how the sizes were given nor how weights began."""
+    values = asdict(config) | (config.size()._asdict() if isinstance(config, DiTConfig) else {})
+    began = ("preset", "spectral_init", "time_embedding_init")
+    return {name: value for name, value in values.items() if name not in began}

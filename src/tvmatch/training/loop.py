@@ -128,7 +128,7 @@ class Trainer:
             return
         if self.dataset.spec.class_count == 0:
             raise InputError(f"objective.guidance_weight: must be 1 for data without classes, got {weight}")
-        if dropout == 0:
+        if dropout == 0 and self.config.objective.teacher is None:
             raise InputError(
                 f"objective.label_dropout: must be positive (0.1, say) for a guidance_weight of {weight}, "
                 "since guidance needs the velocity without a label"
@@ -171,6 +171,13 @@ class Trainer:
         for key in ("network", "data", "scaled", "guidance"):
             if saved.get(key) != ours[key]:
                 raise InputError(f"{folder}: {_difference(key, saved.get(key), ours[key])}")
+        history = saved.get("provenance")
+        start = history.get("initial") if isinstance(history, dict) else None
+        if start != self.config.initial:
+            raise InputError(
+                f"initial: {folder} started from {start or 'random weights'}, the configuration says "
+                f"{self.config.initial or 'random weights'}"
+            )
 
     @property
     def target(self) -> Network:

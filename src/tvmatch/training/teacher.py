@@ -74,7 +74,8 @@ def load_teacher(
     """
     model = load(path, device)
     expect_same_data("objective.teacher", path, model.spec, spec)
-    if model.spec.class_names != spec.class_names:
+    same_count = model.spec.class_count == spec.class_count
+    if not same_count or known_classes(model.spec, spec) != list(range(spec.class_count)):
         raise InputError(f"objective.teacher: {path} was trained on other classes")
     if not _gives(model.guidance, guidance):
         raise InputError(
@@ -97,6 +98,20 @@ def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -
                 f"{option}: {path} is for latents of another autoencoder, {theirs.autoencoder.source}, "
                 f"not {ours.autoencoder.source}"
             )
+
+
+def known_classes(theirs: DataSpec, ours: DataSpec) -> list[int | None]:
+    """For each of our classes its number in a checkpoint, None for a class that is not there.
+
+    Classes that are merely numbered, as in an imported checkpoint, are the others' in their order if there
+    are as many.
+    """
+    count, names = ours.class_count, ours.class_names or ()
+    numbered = [spec.class_names == tuple(map(str, range(spec.class_count))) for spec in (theirs, ours)]
+    if any(numbered):
+        return [*range(count)] if theirs.class_count == count else [None] * count
+    numbers = {name: number for number, name in enumerate(theirs.class_names or ())}
+    return [numbers.get(name) for name in names]
 
 
 def _gives(has: Guidance, wanted: Guidance) -> bool:

@@ -1,0 +1,189 @@
+"""`tvmatch train RECIPE --dry_run`: parameters, FLOPs and memory of a run, without data and without a GPU."""
+
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+from tvmatch.models import DiTConfig
+from tvmatch.training.acceleration import Recompute
+from tvmatch.training.config import Config
+from tvmatch.training.estimate import Estimate, estimate, rows_at_a_time
+from tvmatch.training.observer import FORWARD_FLOW
+
+RECOMPUTE: tuple[Recompute, ...] = ("none", "pointwise", "blocks")
+Choice = tuple[Recompute, bool]
+"""What `training.recompute` and `training.compile` are."""
+UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+NOT_COUNTED = """\
+Counted: every tensor of a training step, with the fused attention kernels; 1 GB is 10^9 bytes. Not counted: \
+fragmentation, what CUDA itself takes, workspaces of libraries, communication, pictures of samples. Nothing \
+is sharded: every GPU holds all weights, averages and moments. Compiled steps are counted before operators \
+are fused, which can be a tenth too much."""
+
+
+def run(config: Config, world_size: int) -> int:
+    """Count a training step of `config` on one of `world_size` GPUs, and print tables.
+
+    Raises:
+        InputError: if the configuration is wrong, the batch cannot be shared so, or the data's shape is not
+            known without reading them.
+    """
+    config.check()
+    spec = expected_spec(config)
+    rows_at_a_time(config, world_size)
+    console = Console()
+    choice = (config.training.recompute, config.training.compile)
+    counts: dict[Choice, Estimate] = {}
+    with Console(stderr=True).status("counting a training step"):
+        # Compiling takes as long as all the others together: it is done for the one choice alone.
+        for recompute, compiled in dict.fromkeys([*((what, False) for what in RECOMPUTE), choice]):
+            training = replace(config.training, recompute=recompute, compile=compiled)
+            counted = estimate(replace(config, training=training), spec, world_size=world_size)
+            counts[recompute, compiled] = counted
+    chosen = counts[choice]
+    for line in _facts(config, spec, world_size, chosen):
+        console.print(line, highlight=False, soft_wrap=True)
+    for table in (
+        _parameters(chosen),
+        _flops(chosen, counts["none", False], config, world_size),
+        _memory(chosen),
+        _recomputation(counts, choice),
+    ):
+        console.print()
+        console.print(table)
+    console.print()
+    console.print(NOT_COUNTED, highlight=False, soft_wrap=True)
+    return 0
+
+
+def expected_spec(config: Config) -> DataSpec:
+    """Shape and number of classes of a configuration's data, as far as it says so without reading them.
+
+    Images with labels count as one class, since their classes are in the data; a class is one row of a
+    table, C parameters.
+
+    Raises:
+        InputError: if a configuration of latents does not say what it expects, or data come from Python.
+    """
+    data = config.data
+    if isinstance(data, DigitsData):
+        return _spec((1, 8, 8), 10)
+    if isinstance(data, DensityData):
+        return _spec((2,), 0)
+    if isinstance(data, ImagesData):
+        size = data.resolution
+        height, width = (size, size) if isinstance(size, int) else size
+        return _spec((data.channels, height, width), 0 if data.label_column is None else 1)
+    if isinstance(data, LatentsData):
+        missing = [f"data.{name}" for name in ("shape", "class_count") if getattr(data, name) is None]
+        if data.shape is None or data.class_count is None:
+            raise InputError(
+                f"{', '.join(missing)}: a dry run reads no data: say what they hold, such as "
+                "--data.shape=[4,32,32] --data.class_count=1000"
+            )
+        return _spec(tuple(data.shape), data.class_count)
+    raise InputError("data: a dry run needs a recipe's data section")
+
+
+def _spec(shape: tuple[int, ...], class_count: int) -> DataSpec:
+    """Numbers of the network's units; the kind of the data changes nothing in a step."""
+    names = tuple(str(k) for k in range(class_count)) or None
+    kind = "points" if len(shape) == 1 else "image"
+    return DataSpec(kind, shape, names, (0.0,) * shape[0], (1.0,) * shape[0])  # type: ignore[arg-type]
+
+
+def _facts(config: Config, spec: DataSpec, world_size: int, counted: Estimate) -> list[str]:
+    training = config.training
+    kind = "DiT" if isinstance(config.network, DiTConfig) else "MLP"
+    shape = "×".join(map(str, spec.shape))
+    classes = f"{spec.class_count or 'no'} classes"
+    if isinstance(config.data, ImagesData) and spec.class_count:
+        classes = "counted with one class, since how many there are is not known before the data are read"
+    facts = [
+        f"{config.recipe}: {kind} for data of shape {shape}, {classes}",
+        f"batch {training.batch_size}: {world_size} × {training.accumulation} × {counted.rows} "
+        "(world_size × training.accumulation × elements at a time)",
+        f"precision {training.precision if training.precision != 'auto' else 'bfloat16 (auto)'}, "
+        f"{'compiled' if training.compile else 'not compiled'}, recomputed in the backward pass: "
+        f"{training.recompute}",
+    ]
+    if config.objective.teacher is not None:
+        facts.append("the teacher is counted as a network of the same size")
+    return facts
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def _unit(size: float) -> str:
+    """The largest that does not make `size` a fraction."""
+    return next((unit for unit, factor in UNITS.items() if size >= factor), "")
+
+
+def _in(unit: str, size: float) -> str:
+    number = size / UNITS[unit]
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"
+
+
+def _parameters(counted: Estimate) -> Table:
+    table = _table("parameters", "part", "number")
+    for part, count in counted.parameters.items():
+        table.add_row(part, f"{count:,}")
+    table.add_row("all", f"{sum(counted.parameters.values()):,}")
+    return table
+
+
+def _flops(chosen: Estimate, plain: Estimate, config: Config, world_size: int) -> Table:
+    """The useful work, and what recomputation adds to it."""
+    elements = config.training.batch_size // world_size
+    useful = sum(plain.flops.values())
+    of_step, of_element = _unit(useful), _unit(useful / elements)
+    columns = f"{of_step}FLOP", f"{of_element}FLOP an element"
+    table = _table("floating-point operations of a step, on one GPU", "pass", *columns)
+
+    def add(name: str, count: int) -> None:
+        table.add_row(name, _in(of_step, count), _in(of_element, count / elements))
+
+    for name, count in plain.flops.items():
+        add(name, count)
+    add("all", useful)
+    table.add_row("all, in forward passes", f"{useful / plain.flops[FORWARD_FLOW]:.3g}")
+    again = sum(chosen.flops.values()) - useful
+    if again:
+        add("computed again", again)
+    return table
+
+
+def _memory(counted: Estimate) -> Table:
+    unit = _unit(counted.peak)
+    table = _table("memory of one GPU", "part", f"{unit}B", "at the peak of a step")
+    for name, size, at_peak in (
+        ("weights", counted.weights, counted.weights),
+        ("optimiser's moments", counted.moments, counted.moments),
+        ("target average", counted.target, counted.target),
+        ("evaluation average", counted.evaluation, counted.evaluation),
+        ("gradients", counted.gradients, counted.gradients_at_peak),
+        ("activations", counted.held, counted.activations),
+    ):
+        table.add_row(name, _in(unit, size), _in(unit, at_peak))
+    table.add_row("all", "", _in(unit, counted.peak))
+    return table
+
+
+def _recomputation(counts: dict[Choice, Estimate], choice: Choice) -> Table:
+    unit = _unit(counts[choice].peak)
+    columns = "training.compile", f"activations, {unit}B", f"peak, {unit}B"
+    table = _table("the same for other choices", "training.recompute", *columns)
+    for (recompute, compiled), counted in counts.items():
+        mark = " (this run)" if (recompute, compiled) == choice else ""
+        numbers = _in(unit, counted.activations), _in(unit, counted.peak)
+        table.add_row(f"{recompute}{mark}", str(compiled).lower(), *numbers)
+    return table
