@@ -14,10 +14,13 @@ from diffusers import AutoencoderKL
 from helpers import randomize_, relative_error
 from safetensors.torch import load_file, save_file
 
+from tvmatch.cli.options import load_decoder
+from tvmatch.data import LatentsData
 from tvmatch.data.autoencoder import Autoencoder, load_autoencoder
-from tvmatch.data.spec import AutoencoderInfo
+from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.errors import InputError
 from tvmatch.seeds import generator
+from tvmatch.training.config import Config, TrainingConfig
 
 
 def tiny(**options: Any) -> AutoencoderKL:
@@ -133,6 +136,29 @@ def test_another_autoencoder_is_refused(folder: Path, autoencoder: Autoencoder) 
         load_autoencoder(str(folder), expected=AutoencoderInfo("ema", "f" * 64, (3, 16, 16)))
     with pytest.raises(InputError, match="multiple of 2 pixels"):
         load_autoencoder(str(folder), expected=AutoencoderInfo("ema", "", (3, 15, 16)))
+
+
+def test_a_run_does_not_start_with_another_autoencoder_than_its_latents(
+    folder: Path, autoencoder: Autoencoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = autoencoder.info((3, 16, 16))
+    spec = DataSpec("latents", (4, 8, 8), None, (0.0,) * 4, (1.0,) * 4, info)
+    tiny(latent_channels=4).half().save_pretrained(tmp_path / "other")
+
+    def decoder(source: Path | None, sample_every: int) -> Any:
+        data = LatentsData("latents", autoencoder=None if source is None else str(source))
+        config = Config(data=data, training=TrainingConfig(sample_every=sample_every))
+        return load_decoder(config, spec, "cpu")
+
+    for sample_every in (0, 10):
+        assert decoder(None, sample_every).fingerprint == autoencoder.fingerprint
+        with pytest.raises(InputError, match=r"other has other weights .* than "):
+            decoder(tmp_path / "other", sample_every)
+    # One that is not at hand is needed for pictures only.
+    with pytest.raises(InputError, match=r"training\.sample_every=0 draws no samples"):
+        decoder(tmp_path, 10)
+    assert decoder(tmp_path, 0) is None
+    assert "no samples will be drawn: autoencoder: there is neither" in capsys.readouterr().err
 
 
 def test_pipelines_have_it_in_a_subfolder(folder: Path, autoencoder: Autoencoder, tmp_path: Path) -> None:

@@ -592,3 +592,13 @@ def test_info(trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert facts["recipe"] == "digits"
     assert facts["torch"] == torch.__version__
     assert facts["threads"] == "1"
+
+
+def test_a_configuration_of_data_from_python_is_not_taken_for_the_recipes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`data: null` in a run's file: to train on the recipe's digits would be another run without a word."""
+    (tmp_path / "mine.yaml").write_text("recipe: digits\ndata: null\n")
+    assert main(["train", "--config", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "data: null" in one_line(capsys)
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Image data sets: pixels, labels, splits, the cache, and every mistake told in one line."""
 
 import logging
+import os
 import pickle
 import resource
 import threading
@@ -491,6 +492,22 @@ def test_two_processes_prepare_the_same_as_one(
     assert alone.labels is not None
     assert together.labels is not None
     assert torch.equal(alone.labels, together.labels)
+
+
+@pytest.mark.parametrize("value", [None, "true"])
+def test_the_environment_stays_what_it_was(
+    folder: Path, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` changes it for its processes. Libraries keep the object, to which a copy is not the same."""
+    if value is None:
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    else:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", value)
+    environment, content = os.environ, dict(os.environ)
+    for _ in range(2):  # the second time from the cache
+        load(folder, workers=2)
+        assert os.environ is environment
+        assert dict(os.environ) == content
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_done(folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -26,8 +27,10 @@ from hypothesis import strategies as st
 from runs import environment, tree
 from test_autoencoder import tiny
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from tvmatch.cli import main
+from tvmatch.data import image_source
 from tvmatch.data.autoencoder import Autoencoder, load_autoencoder
 from tvmatch.data.base import epoch_indices, mirrored_at_random
 from tvmatch.data.encode import Encoder, Normalization, Part
@@ -38,6 +41,7 @@ from tvmatch.data.shards import ChannelSums, ShardWriter
 from tvmatch.errors import InputError
 from tvmatch.seeds import generator
 from tvmatch.training import recipe
+from tvmatch.training.start import _StepBatches as StepBatches
 
 PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
 SIZE, SHARD, BATCH = 16, 24, 5  # shards of 24, 24 and 16 images; batches that do not divide them
@@ -198,6 +202,23 @@ def test_batches_are_functions_of_seed_and_step(encoded: Path) -> None:
     others = [again.batch(6, 10, seed=1), again.batch(5, 10, seed=2)]
     assert all(not torch.equal(first.values, other.values) for other in others)
     assert torch.equal(dataset.take(7, seed=1).values, again.take(7, seed=1).values)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_give_the_same_batches(encoded: Path, method: str) -> None:
+    dataset = LatentDataset(encoded)
+    assert len(pickle.dumps(dataset)) < 10_000, "names of files, and not what is in them"
+    batches = DataLoader(
+        StepBatches(dataset, 10, 1),
+        batch_size=None,
+        sampler=range(4),
+        num_workers=2,
+        multiprocessing_context=method,
+    )
+    for step, batch in enumerate(batches):
+        expected = dataset.batch(step, 10, 1)
+        assert torch.equal(batch.values, expected.values)
+        assert torch.equal(batch.labels, expected.labels)
 
 
 def test_draws_have_the_posterior_s_mean_and_deviation(encoded: Path) -> None:
@@ -377,6 +398,34 @@ def test_ctrl_c_says_how_to_go_on(
     assert tree(folder) == tree(encoded)
 
 
+def test_two_processes_with_the_same_part(
+    vae: Path,
+    encoded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second one begins the same shard, and takes the file of the first for a killed one's."""
+    write, calls = ShardWriter.write, []
+    folder = tmp_path / "latents"
+
+    def overtaken(self: ShardWriter, *arguments: Any) -> None:
+        calls.append(1)
+        write(self, *arguments)
+        if len(calls) == 7:
+            monkeypatch.setattr(ShardWriter, "write", write)
+            assert main(command(folder, vae)) == 0
+
+    monkeypatch.setattr(ShardWriter, "write", overtaken)
+    assert main(command(folder, vae)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"tvmatch: error: out: {folder / 'shards' / '00001.arrow'} is gone; if another process"
+    )
+    assert error.count("\n") == 1
+    assert tree(folder) == tree(encoded)
+
+
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Writing more than this fails, as on a full disk."""
@@ -448,6 +497,54 @@ def test_a_finished_folder_stays_as_it_is(copy: Path, vae: Path, encoded: Path) 
     assert main(command(copy, vae)) == 0
     assert {path: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()} == before
     assert tree(copy) == tree(encoded)
+
+
+def change(**values: Any) -> Callable[[Path], None]:
+    """Of latents.json."""
+
+    def spoil(folder: Path) -> None:
+        content = json.loads((folder / "latents.json").read_text())
+        content["data"] |= {name: values[name] for name in values.keys() & content["data"].keys()}
+        content |= {name: values[name] for name in values.keys() - content["data"].keys()}
+        (folder / "latents.json").write_text(json.dumps(content))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "latents.json").unlink(), "holds no finished latents"),
+        (lambda folder: shorten(folder / "latents.json", 9), "is not readable as JSON"),
+        (change(format="tvmatch-latents-0"), "the format of .* is not tvmatch-latents-1"),
+        (change(flips="both"), "does not describe latents .flips must be one of none, stored, drawn"),
+        (change(shards=[]), "does not describe latents .the shards have 0 rows"),
+        (change(count=63), "does not describe latents .the shards have 64 rows, 63 images are 63"),
+        (change(count="64"), "does not describe latents"),
+        (change(spec=1), "does not describe latents"),
+        (change(std=[1.0, 1.0]), "mean and std must have one number for each"),
+        (change(shape=[4, 4, 8]), "00000.arrow holds latents of another shape than latents.json says"),
+        (
+            lambda folder: (folder / "shards" / "00001.arrow").unlink(),
+            "00001.arrow is missing; `tvmatch encode",
+        ),
+        (lambda folder: (folder / "shards" / "00001.arrow").write_bytes(b""), "00001.arrow is damaged"),
+        (lambda folder: shorten(folder / "shards" / "00001.arrow", 10_000), "00001.arrow is damaged"),
+        (
+            lambda folder: shutil.copy(folder / "shards" / "00002.arrow", folder / "shards" / "00001.arrow"),
+            "00001.arrow is damaged: it has 16 of 24 rows",
+        ),
+        (
+            lambda folder: shutil.copy(PHOTOGRAPHS / "cat" / "00.jpg", folder / "shards" / "00001.arrow"),
+            "00001.arrow is damaged",
+        ),
+    ],
+)
+def test_training_refuses_a_spoiled_folder(spoil: Callable[[Path], None], message: str, copy: Path) -> None:
+    spoil(copy)
+    with pytest.raises(InputError, match=message) as caught:
+        LatentDataset(copy)
+    assert "\n" not in str(caught.value)
 
 
 # Normalisation.
@@ -561,6 +658,16 @@ def test_a_worker_that_dies(encoder: MakeEncoder, tmp_path: Path, monkeypatch: p
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000.arrow", "00000.json"]
 
 
+def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tmp_path: Path) -> None:
+    network = tiny()
+    network.quant_conv.bias.data[0] = torch.nan
+    known = Normalization((0.0,) * 4, (1.0,) * 4, "recipe")
+    broken = Encoder(photographs, Autoencoder(network, "broken"), tmp_path, options(), known)
+    with pytest.raises(InputError, match=r"broken gives numbers that are not finite, .* images 0 … 4"):
+        broken.encode(workers=0, on_bad_image="skip")
+    assert broken.finished() == []
+
+
 # What is refused, and what is shown.
 
 
@@ -584,6 +691,29 @@ def test_other_options_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("rank", "world"), [("x", "2"), ("2", "2"), ("-1", "2"), ("0", None), (None, "2"), ("", "")]
+)
+def test_variables_of_another_launcher(
+    rank: str | None,
+    world: str | None,
+    vae: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Processes that all take themselves for the first would do the same work."""
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert main(command(tmp_path / "out", vae)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tvmatch: error: part: RANK and WORLD_SIZE must be torchrun's")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main(command(tmp_path / "out", vae, "--part=1/1")) == 0
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["--resolution=17"], "resolution: must be a multiple of 2 pixels"),
@@ -597,7 +727,7 @@ def test_other_options_are_refused(
         (["--part=0/2"], "part: must be like 2/8, from 1/8 to 8/8, got '0/2'"),
         (["--part=3/2"], "part: must be like 2/8, from 1/8 to 8/8, got '3/2'"),
         (["--part=half"], "part: must be like 2/8"),
-        (["--normalization=nothing"], "normalization: must be measured, a recipe or a folder of latents"),
+        (["--normalization=nothing"], "normalization: must be measured, a recipe, or a folder of latents"),
         (["--normalization=digits"], "normalization: the recipe digits says none for latents"),
         (["--data=no/such-data"], "data: no/such-data could not be read"),
         (["--data=/no/such/folder"], "data: /no/such/folder does not exist"),
@@ -657,6 +787,29 @@ def test_data_without_labels(vae: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert dataset.batch(0, 4, 0).labels is None
     assert main(command(tmp_path / "unlabelled", vae, "--label_column=null")) == 0
     assert LatentDataset(tmp_path / "unlabelled").spec.class_names is None
+
+
+def test_the_data_are_listed_once(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million files take minutes on a network's disk."""
+    scan, calls = image_source._scan, []
+
+    def counted(root: Path) -> Any:
+        calls.append(root)
+        return scan(root)
+
+    monkeypatch.setattr(image_source, "_scan", counted)
+    assert main(command(tmp_path / "out", vae)) == 0
+    assert calls == [PHOTOGRAPHS]
+
+
+def test_no_more_readers_than_cores(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """PyTorch would warn of it, in four lines."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    words = [word for word in command(tmp_path / "out", vae) if word not in ("--workers", "0")]
+    assert main(words) == 0
+    assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
 
 
 def test_progress_on_a_terminal(

@@ -7,6 +7,7 @@ was loaded.
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from helpers import randomize_
 from PIL import Image
+from scipy.linalg import sqrtm
 from torch import Tensor
 
 import tvmatch
@@ -24,7 +26,7 @@ from tvmatch.data import LatentsData
 from tvmatch.data.latents import LatentsInfo
 from tvmatch.errors import InputError
 from tvmatch.interop import network_from_authors
-from tvmatch.interop.hub import from_pretrained
+from tvmatch.models import DiT
 from tvmatch.trained_model import TrainedModel, read_tensors
 
 PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
@@ -152,7 +154,7 @@ def test_samples(trained: Path, expected: Tensor, home: Path) -> None:
 
 
 def test_figures(trained: Path, home: Path) -> None:
-    """Every number with what it depends on."""
+    """The distance of these very pixels from the photographs', and every number with what it depends on."""
     out = home / "figures.json"
     run("evaluate", trained, "--samples", 64, "--steps", "1,2", "--reference", PHOTOGRAPHS, "--extractor",
         "test_end_to_end:features", "--metrics", "fid,pr", "--cache", home / "cache", "--out", out,
@@ -162,17 +164,35 @@ def test_figures(trained: Path, home: Path) -> None:
     assert "test_end_to_end:features" in text
     rows = figures["rows"]
     assert [(row["guidance"], row["steps"]) for row in rows] == [(2.0, 1), (2.0, 2)]
+    real = features(torch.stack([halved_twice(path) for path in sorted(PHOTOGRAPHS.glob("*/*.jpg"))]))
+    model = load_model(trained, "cpu")
     for row in rows:
-        assert row["fd"] > 0
+        images = model.sample([k % 4 for k in range(64)], steps=row["steps"], seed=0)
+        # The features are exact to float32, 6e-8 of numbers up to 1; the distance is of order 0.1.
+        expected = frechet_distance(real, features((255 * images).round()))
+        assert row["fd"] == pytest.approx(expected, abs=1e-5)
         assert 0 <= row["precision"] <= 1
 
 
-def test_hub_folder(trained: Path, expected: Tensor, home: Path, autoencoder: Path) -> None:
+def halved_twice(path: Path) -> Tensor:
+    """Dhariwal's crop of 64 × 64 to 16 × 16, uint8."""
+    image = Image.open(path).convert("RGB")
+    for size in (32, 16):
+        image = image.resize((size, size), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """From the definition, with covariances divided by n − 1."""
+    x, y = a.double().numpy(), b.double().numpy()
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    mean = ((x.mean(0) - y.mean(0)) ** 2).sum()
+    return float(mean + np.trace(s + t - 2 * sqrtm(s @ t).real))
+
+
+def test_hub_folder(trained: Path, expected: Tensor, home: Path) -> None:
     run("export", trained, "--layout", "hub", "--out", home / "hub", "--device", "cpu")
-    model = from_pretrained(home / "hub")
-    if model.decoder is None:
-        model = load_model(home / "hub", "cpu", str(autoencoder))
-    assert torch.equal(pixels(model), expected)
+    assert torch.equal(pixels(tvmatch.from_pretrained(home / "hub")), expected)
 
 
 def test_pipeline(trained: Path, expected: Tensor, home: Path) -> None:
@@ -185,7 +205,9 @@ def test_pipeline(trained: Path, expected: Tensor, home: Path) -> None:
     assert torch.equal(images, expected)
 
 
-def test_authors_names_and_back(trained: Path, expected: Tensor, home: Path, autoencoder: Path) -> None:
+@pytest.fixture(scope="module")
+def imported(trained: Path, home: Path, autoencoder: Path) -> Path:
+    """Exported under the authors' names, and imported again."""
     exported, back = home / "authors.safetensors", home / "back"
     run("export", trained, "--layout", "authors", "--out", exported)
     network_from_authors(read_tensors(exported), heads=2)
@@ -194,15 +216,31 @@ def test_authors_names_and_back(trained: Path, expected: Tensor, home: Path, aut
     run("import", exported, "--out", back, "--heads", 2, "--guidance", 2, "--scaled", "true",
         f"--mean={','.join(map(repr, spec.mean))}", f"--std={','.join(map(repr, spec.std))}",
         "--autoencoder", autoencoder, "--class_names", home / "names.txt")  # fmt: skip
-    assert tvmatch.load(back).spec == spec
-    assert torch.equal(pixels(load_model(back, "cpu")), expected)
+    return back
 
 
-def test_fine_tuning_what_was_imported(trained: Path, latents: Path, home: Path) -> None:
+def test_authors_names_and_back(trained: Path, imported: Path, expected: Tensor) -> None:
+    assert tvmatch.load(imported).spec == tvmatch.load(trained).spec
+    assert torch.equal(pixels(load_model(imported, "cpu")), expected)
+
+
+def test_layer_norm_has_no_place_in_the_authors_layout(
+    trained: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tvmatch.load(trained)
+    assert isinstance(model.network, DiT)
+    network = DiT(replace(model.network.config, rms_norm=False), model.spec.shape, model.spec.class_count)
+    (home / "layer_norm").mkdir()
+    replace(model, network=network).save(home / "layer_norm")
+    arguments = ["export", home / "layer_norm", "--layout", "authors", "--out", home / "wrong.safetensors"]
+    assert "LayerNorm" in refused(arguments, capsys)
+
+
+def test_fine_tuning_what_was_imported(trained: Path, imported: Path, latents: Path, home: Path) -> None:
     expectations = ("shape", "class_count", "mean", "std", "autoencoder")
     options = [f"--data.latents={latents}", *(f"--data.{name}=null" for name in expectations)]
     options += [option for option in TINY if not option.startswith("--network")]
-    options += [f"--initial={trained}", "--training.steps=2", f"--out={home / 'tuned'}"]
+    options += [f"--initial={imported}", "--training.steps=2", f"--out={home / 'tuned'}"]
     run("train", "imagenet256_w2", *options)
     assert tvmatch.load(home / "tuned").network.config == tvmatch.load(trained).network.config  # type: ignore[union-attr]
 
@@ -277,3 +315,40 @@ def test_latents_without_labels(home: Path, autoencoder: Path, capsys: pytest.Ca
 def test_unfinished_latents(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no finished latents"):
         LatentsData(str(tmp_path)).load()
+
+
+def test_latents_for_a_checkpoint_that_is_there(
+    trained: Path, latents: Path, home: Path, autoencoder: Path
+) -> None:
+    """To fine-tune it on other images, these are normalised as its own were."""
+    run("encode", "--data", PHOTOGRAPHS / "cat", "--autoencoder", autoencoder, "--resolution", 16, "--out",
+        home / "cats", "--normalization", trained, "--workers", 0, "--device", "cpu")  # fmt: skip
+    own, theirs = LatentsInfo.read(home / "cats"), LatentsInfo.read(latents)
+    assert (own.spec.mean, own.spec.std) == (theirs.spec.mean, theirs.spec.std)
+    assert own.measured_mean != theirs.measured_mean
+
+
+def test_latents_of_another_scale_are_pointed_out(
+    latents: Path, autoencoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Renamed to a recipe's normalisation and back: nothing is encoded anew."""
+    before = LatentsInfo.read(latents)
+    again = [
+        "encode",
+        "--data",
+        PHOTOGRAPHS,
+        "--autoencoder",
+        autoencoder,
+        "--resolution",
+        16,
+        "--out",
+        latents,
+    ]
+    again += ["--workers", 0, "--flips", "stored", "--device", "cpu"]
+    capsys.readouterr()
+    run(*again, "--normalization", "imagenet256_w2")
+    assert "another scale" in capsys.readouterr().err
+    assert LatentsInfo.read(latents).spec.mean == (0.86488, -0.27787, 0.21617, 0.37384)
+    run(*again, "--normalization", "measured")
+    assert "another scale" not in capsys.readouterr().err
+    assert LatentsInfo.read(latents) == before

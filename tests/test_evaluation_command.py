@@ -1,5 +1,6 @@
 """`tvmatch evaluate --reference`: from a checkpoint and real photographs to a table."""
 
+import errno
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from small_extractor import POOLED, SmallExtractor
 from torch import Tensor
 
 import tvmatch
-from tvmatch.cli import main, options
+from tvmatch.cli import feature_metrics, main, options
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.evaluation import fit_gaussian, frechet_distance, reference
 from tvmatch.evaluation.collection import to_bytes
@@ -123,9 +124,9 @@ def real_photographs() -> Tensor:
 
 
 def test_two_processes_find_the_figures_of_one(place: Path) -> None:
-    """The samples are two batches; the reference is one, so that a process has none of it."""
+    """The samples are two batches, the reference three."""
     arguments = ["evaluate", "checkpoint", EXTRACTOR, *SHORT, "--reference=real", "--guidance=2"]
-    arguments += ["--batch_size=10", "--reference_split=train[:10]"]
+    arguments += ["--batch_size=10", "--reference_split=train[:25]"]
     assert main([*arguments, "--out=one.json"]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
@@ -282,6 +283,11 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
         "out: checkpoint/model.json exists already",
         lambda _: None,
     ),
+    "a file in the place of a folder": (
+        ["--reference=real", "--out=checkpoint/model.json/figures/a.json"],
+        "out: checkpoint/model.json/figures/a.json cannot be written",
+        lambda _: None,
+    ),
     "another kind of file in place": (
         ["--reference=real"],
         f"out: {OWN_FILE} exists already",
@@ -299,6 +305,20 @@ def test_bad_input(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -
     extractor = [] if any("--extractor" in argument for argument in arguments) else [EXTRACTOR]
     line = refused(capsys, checkpoint, *extractor, *SHORT, *arguments)
     assert line.startswith(message), line
+
+
+def test_figures_are_shown_even_if_they_cannot_be_written(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", OWN_FILE)
+
+    monkeypatch.setattr(feature_metrics, "write_metrics", full)
+    assert evaluate("--metrics=is") == 2
+    output = capsys.readouterr()
+    assert output.err == f"tvmatch: error: {OWN_FILE}: No space left on device\n"
+    assert sum("│" in line for line in output.out.splitlines()) == 2  # steps 1 and 2
+    assert OWN_FILE not in output.out
 
 
 def test_an_extractor_that_has_changed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

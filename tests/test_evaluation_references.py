@@ -19,8 +19,16 @@ from small_extractor import POOLED, SPATIAL, SmallExtractor
 from torch import Tensor
 
 from tvmatch.errors import InputError
-from tvmatch.evaluation import Features, Reference, fit_gaussian, load_reference, reference
+from tvmatch.evaluation import (
+    Features,
+    Reference,
+    fit_gaussian,
+    frechet_distance,
+    load_reference,
+    reference,
+)
 from tvmatch.evaluation.npz import NpzReader
+from tvmatch.evaluation.processes import Processes
 from tvmatch.seeds import generator
 
 SHAPE = (3, 4, 6)
@@ -130,6 +138,12 @@ class TestNpz:
         assert extractor.seen == 22
         load("reference.npz", extractor, with_vectors=True)
         assert extractor.seen == 23  # from the cache
+
+    @pytest.mark.parametrize("with_vectors", [False, True])
+    def test_the_images_tell_the_resolution_of_the_statistics_beside_them(self, with_vectors: bool) -> None:
+        np.savez("reference.npz", BATCH, **statistics())
+        with pytest.raises(InputError, match="holds images of 4×6 pixels, the samples have 4×4"):
+            load_reference("reference.npz", EXTRACTOR, (3, 4, 4), with_vectors=with_vectors)
 
     @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
     def test_rows_from_the_middle(self, save: Callable[..., None]) -> None:
@@ -339,12 +353,67 @@ class TestImages:
         )
         assert found.provenance["crop"] == "centre"  # dhariwal makes squares
 
+    def test_features_and_distance_known_by_hand(self, place: Path) -> None:
+        """Images of one colour: black, red, green and yellow, at full and at a fifth of the brightness."""
+
+        class MeanColour(SmallExtractor):
+            def forward(self, images: Tensor) -> Features:
+                return Features(images.float().mean(dim=(2, 3)) / 255, None, None)
+
+        found = []
+        for name, full in (("bright", 255), ("dark", 51)):
+            (place / name).mkdir()
+            for number in range(4):
+                colour = (full * (number % 2), full * (number // 2), 0)
+                Image.new("RGB", (40, 30), colour).save(place / name / f"{number}.png")
+            found.append(load(name, MeanColour()).pooled)
+            level = full / 255
+            # Float32 features, 1e-7; n − 1 = 3.
+            expected = torch.tensor([level / 2, level / 2, 0.0], dtype=torch.float64)
+            torch.testing.assert_close(found[-1].mean, expected, rtol=1e-6, atol=1e-7)
+            variance = torch.tensor([level**2 / 3, level**2 / 3, 0.0], dtype=torch.float64)
+            torch.testing.assert_close(found[-1].covariance, variance.diag(), rtol=1e-6, atol=1e-7)
+        # 2 (1/2 − 1/10)² of the means, 2 (1 − 1/5)² / 3 of the deviations.
+        assert frechet_distance(*found) == pytest.approx(0.32 + 1.28 / 3, rel=1e-6)
+
     def test_grey_samples_have_a_grey_reference(self, place: Path) -> None:
         folder = photographs(place / "real")
         found = load_reference(str(folder), EXTRACTOR, (1, 4, 4))
         assert found is not None
         assert found.provenance["crop"] == "dhariwal"
         assert not torch.allclose(found.pooled.mean, POOLED_STATISTICS.mean, atol=1e-3)
+
+    def test_grey_is_that_of_pillow(self, place: Path) -> None:
+        """The same bytes as data sets of grey images hold, which convert before they crop."""
+        grey = [np.asarray(Image.fromarray(image).convert("L")) for image in BATCH]
+        expected = torch.from_numpy(np.stack(grey))[:, None].expand(-1, 3, -1, -1)
+        found = load_reference(str(photographs(place / "real")), EXTRACTOR, (1, 4, 6))
+        assert found is not None
+        torch.testing.assert_close(found.pooled.mean, fit_gaussian(EXTRACTOR(expected).pooled).mean, **CLOSE)
+
+    def test_processes_decode_their_own_share_and_keep_no_pixels(self, place: Path) -> None:
+        folder = str(photographs(place / "real"))
+
+        class Beside(Processes):
+            """One of several that never hears of the others."""
+
+            def gather(self, tensor: Tensor) -> list[Tensor]:
+                return [tensor]
+
+            def as_first(self, answer: bool) -> bool:
+                return answer
+
+            def wait(self) -> None:
+                pass
+
+        extractors = [Counting() for _ in range(3)]
+        for rank, extractor in enumerate(extractors):
+            processes = Beside(rank, 3)
+            load_reference(folder, extractor, (3, 64, 64), batch_size=10, processes=processes)
+        # Two batches, and the one black image that tells the sizes.
+        assert [extractor.seen for extractor in extractors] == [11, 11, 1]
+        kept = sum(file.stat().st_size for file in (place / "datasets").rglob("*") if file.is_file())
+        assert kept < 20 * 64 * 64, "lists of files, no images of 64 × 64"
 
     def test_fewer_vectors_than_images(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reference, "MOST_VECTORS", 9)
@@ -362,6 +431,18 @@ class TestImages:
         photographs(place / "real")
         with pytest.raises(InputError, match=r"^reference_split: "):
             load("real", split="test")
+        with pytest.raises(InputError, match="batch_size: must be at least 1, got 0"):
+            load("real", batch_size=0)
+        (place / "real/7.png").write_bytes(b"no image")
+        with pytest.raises(InputError, match=r"^reference: .*real/7.png: not an image"):
+            load("real")
+        (place / "latents").mkdir()
+        for number in range(2):
+            np.save(place / f"latents/{number}.npy", np.ones((8, 4, 4), np.float32))
+        labels = [[f"{number}.npy", number] for number in range(2)]
+        (place / "latents/dataset.json").write_text(json.dumps({"labels": labels}))
+        with pytest.raises(InputError, match=r"^reference: latents holds latents, it must hold images"):
+            load("latents")
 
 
 class TestCache:

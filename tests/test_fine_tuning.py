@@ -84,12 +84,51 @@ def test_a_new_guidance_embedding_changes_nothing_at_first(tmp_path: Path) -> No
 
 def test_new_classes_start_as_the_dropped_label(tmp_path: Path) -> None:
     initial = teacher(tmp_path / "initial")
-    data = TensorDataset(torch.rand(8, 1, 4, 4), [0, 1, 2, 3] * 2)  # four classes, the checkpoint has three
+    # Four numbered classes, the checkpoint has three with names; then two of the three and a new one.
+    data = TensorDataset(torch.rand(8, 1, 4, 4), [0, 1, 2, 3] * 2)
     made = Trainer(fine_tuning(initial), data, tmp_path / "run", device="cpu")
-    table = made.state.network.state_dict()[LABELS]
+    table, theirs = made.state.network.state_dict()[LABELS], load(initial).network.state_dict()[LABELS]
     assert table.shape[0] == 5
-    assert all(torch.equal(row, load(initial).network.state_dict()[LABELS][-1]) for row in table)
-    assert any("other classes" in message for message in made.messages)
+    assert all(torch.equal(row, theirs[-1]) for row in table)
+    assert any("4 of 4 classes are new" in message for message in made.messages)
+    data = TensorDataset(torch.rand(3, 1, 4, 4), [0, 1, 2], class_names=["cow", "dog", "ant"])
+    made = Trainer(fine_tuning(initial), data, tmp_path / "some", device="cpu")
+    assert torch.equal(made.state.network.state_dict()[LABELS], theirs[[2, 3, 0, 3]])
+    assert any("1 of 3 classes are new" in message for message in made.messages)
+
+
+def test_numbered_classes_are_taken_in_their_order(tmp_path: Path) -> None:
+    """An imported checkpoint knows its classes by number alone."""
+    numbered = TensorDataset(torch.rand(3, 1, 4, 4), [0, 1, 2]).spec
+    assert numbered.class_names == ("0", "1", "2")
+    path = teacher(tmp_path / "initial", spec=numbered)
+    made = Trainer(fine_tuning(path, teacher=str(path)), images(), tmp_path / "run", device="cpu")
+    assert_equal_weights(made.state.network, load(path).network)
+    assert any("in their order" in message for message in made.messages)
+    two = TensorDataset(torch.rand(2, 1, 4, 4), [0, 1], class_names=["ant", "bee"])
+    with pytest.raises(InputError, match="other classes"):
+        Trainer(fine_tuning(path, teacher=str(path)), two, tmp_path / "two", device="cpu")
+
+
+def test_a_scaled_start_at_another_velocity_is_told(tmp_path: Path) -> None:
+    initial = teacher(tmp_path / "initial")
+    for weight, scaled in ((1.0, True), (1.5, False), (1.5, True)):
+        config = fine_tuning(initial, guidance_weight=weight, scaled=scaled)
+        made = Trainer(config, images(), tmp_path / "run", device="cpu")
+        told = any("guidance_weight times" in message for message in made.messages)
+        given = inputs(config) | {"guidance_weight": torch.full((8,), weight)}
+        velocity = FlowMap(made.state.network, scaled).velocity(**given)
+        kept = torch.equal(velocity, FlowMap(load(initial).network, False).velocity(**given))
+        assert told is not kept
+
+
+def test_a_preset_is_its_sizes(tmp_path: Path) -> None:
+    """Imported checkpoints tell sizes, recipes a preset; and how weights began matters no more."""
+    initial = teacher(tmp_path / "initial", hidden_size=64, depth=4, heads=2)
+    config = fine_tuning(initial)
+    config.network = DiTConfig("tiny/2", time_frequencies=4, spectral_init=False)
+    made = Trainer(config, images(), tmp_path / "run", device="cpu")
+    assert_equal_weights(made.state.network, load(initial).network)
 
 
 def test_classes_can_be_left_out_and_come_anew(tmp_path: Path) -> None:
@@ -111,6 +150,17 @@ def test_a_resumed_fine_tuning_needs_its_start_no_more(tmp_path: Path) -> None:
     shutil.rmtree(initial)
     Trainer(config, images(), tmp_path / "parts", device="cpu", resume=tmp_path / "parts").run()
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_run_goes_on_from_its_own_start(tmp_path: Path) -> None:
+    initial = teacher(tmp_path / "initial")
+    Trainer(fine_tuning(initial), images(), tmp_path / "run", device="cpu").run(until=2)
+    config = fine_tuning(teacher(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"initial: .* started from .*initial, .* says .*other"):
+        Trainer(config, images(), tmp_path / "run", device="cpu", resume=tmp_path / "run")
+    config.initial = None
+    with pytest.raises(InputError, match=r"says random weights"):
+        Trainer(config, images(), tmp_path / "run", device="cpu", resume=tmp_path / "run")
 
 
 def other_normalisation() -> DataSpec:
@@ -156,6 +206,11 @@ def test_the_command_line_takes_the_network_of_the_start(
     assert "network.depth" in capsys.readouterr().err
     assert main(["train", "image_folder", f"--initial={tmp_path / 'nothing'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "mine.yaml").write_text(f"initial: {initial}\n")
+    in_a_file = [argument for argument in arguments if not argument.startswith("--initial")]
+    in_a_file += [f"--config={tmp_path / 'mine.yaml'}", f"--out={tmp_path / 'same'}"]
+    assert main(in_a_file) == 0
+    assert saved_tensors(newest(tmp_path / "same")).keys() == saved_tensors(trained).keys()
 
 
 @pytest.fixture
@@ -219,6 +274,15 @@ def test_distillation_uses_the_teacher_and_leaves_it_alone(tmp_path: Path) -> No
     assert_equal_weights(made.teacher.network, load(path).network)
     assert not any(name.startswith("target/") for name in saved_tensors(newest(tmp_path / "run")))
     assert load(tmp_path / "run").provenance["teacher"] == str(path)
+
+
+def test_a_teacher_needs_no_dropped_labels(tmp_path: Path) -> None:
+    config = tiny_config(4)
+    config.objective.guidance_weight, config.objective.label_dropout = 1.5, 0.0
+    with pytest.raises(InputError, match=r"objective\.label_dropout"):
+        Trainer(config, images(), tmp_path / "run", device="cpu")
+    config.objective.teacher = str(teacher(tmp_path / "teacher"))
+    Trainer(config, images(), tmp_path / "run", device="cpu").run()
 
 
 def test_a_distillation_resumes_bit_for_bit(tmp_path: Path) -> None:

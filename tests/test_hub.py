@@ -28,7 +28,9 @@ METRICS = {
     "nfe": {"1": {"fid": 3.29, "images_per_second": 1234.5}, "4": {"fid": 1.99, "inception_score": 300}},
 }
 FEATURES = {
+    "checkpoint": "/home/me/runs/x",
     "steps": 12,
+    "parameters": 123456,
     "provenance": {"extractor": "inception"},
     "warnings": ["too few samples\nfor a covariance"],
     "rows": [
@@ -110,10 +112,15 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     model = trained(PIXELS)
     picture = pictures.image_grid(model.sample(count=6), 3)
     metrics = written(tmp_path, metrics=METRICS, metrics_inception=FEATURES)
-    save_pretrained(model, tmp_path / "model", metrics=metrics, samples=picture, license="cc-by-4.0")
-    assert files(tmp_path / "model") == sorted(
-        [*MODEL, "metrics.json", "metrics_inception.json", "samples.png"]
+    config = tmp_path / "of_the_run.yaml"
+    config.write_text("optimizer:\n  beta2: 0.95\n", encoding="utf-8")
+    save_pretrained(
+        model, tmp_path / "model", metrics=metrics, samples=picture, config=config, license="cc-by-4.0"
     )
+    assert files(tmp_path / "model") == sorted(
+        [*MODEL, "config.yaml", "metrics.json", "metrics_inception.json", "samples.png"]
+    )
+    assert (tmp_path / "model" / "config.yaml").read_bytes() == config.read_bytes()
     assert json.loads((tmp_path / "model" / "metrics.json").read_text()) == METRICS
     with Image.open(tmp_path / "model" / "samples.png") as saved:
         assert saved.tobytes() == picture.tobytes()
@@ -134,10 +141,25 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
         "| 1.5 | 1 | 7.25 |",
         "- extractor inception; guidance 2",
         "- too few samples for a covariance",
+        "- training steps: 12",
+        "```yaml\noptimizer:\n  beta2: 0.95\n```",
         "| guidance weight | 1 to 2 |",
         "| classes | 3: zero, one, two |",
     ):
         assert text in body, text
+    for text in ("- steps", "/home/me", "123,456"):
+        assert text not in body, text
+
+
+def test_the_card_of_what_others_trained(tmp_path: Path) -> None:
+    """It claims neither the method nor one step, until the network is trained here."""
+    provenance = {"imported_from": "SiT.pt"}
+    for step, claimed in ((0, False), (12, True)):
+        save_pretrained(trained(PIXELS, step=step, provenance=provenance), tmp_path / str(step))
+        _, body = card_of(tmp_path / str(step))
+        assert ("One-step generator" in body) is claimed
+        assert ("made by Terminal Velocity Matching" in body) is claimed
+        assert ("imported from `SiT.pt`" in body) is not claimed
 
 
 def test_a_card_of_little(tmp_path: Path) -> None:
@@ -145,7 +167,7 @@ def test_a_card_of_little(tmp_path: Path) -> None:
     header, body = card_of(tmp_path / "model")
     assert "license" not in header
     assert "pipeline_tag" not in header
-    for heading in ("samples.png", "## Figures", "## Provenance"):
+    for heading in ("samples.png", "## Figures", "## Recipe", "## Provenance"):
         assert heading not in body
 
 
@@ -240,7 +262,7 @@ def hub_error(name: str) -> Exception:
     ("error", "message"),
     [
         (lambda: hub_error("GatedRepoError"), "gated"),
-        (lambda: hub_error("RepositoryNotFoundError"), "no such repository"),
+        (lambda: hub_error("RepositoryNotFoundError"), "neither a folder here nor a repository"),
         (lambda: hub_error("RevisionNotFoundError"), "no such revision"),
         (lambda: hub_error("LocalEntryNotFoundError"), "cannot be reached"),
         (lambda: hub_error("OfflineModeIsEnabled"), "cannot be reached"),
@@ -274,7 +296,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match=r"me/model: .*cannot be reached") as caught:
+    with pytest.raises(InputError, match=r"me/model: .*folder here.*cannot be reached") as caught:
         from_pretrained("me/model")
     assert "\n" not in str(caught.value)
 
@@ -310,10 +332,11 @@ def checkpoint(folder: Path, model: TrainedModel, **metrics: Any) -> Path:
 def test_export_for_the_hub(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained(PIXELS)
     run = checkpoint(Path("run"), model, metrics=METRICS, metrics_inception=FEATURES)
+    (run / "config.yaml").write_text("recipe: some\n")
     assert main(["export", str(run), "--layout=hub", "--out=model", "--push=me/model", "--private"]) == 0
     assert capsys.readouterr().out.split() == ["model", "https://huggingface.co/me/model"]
     figures = ["metrics.json", "metrics_inception.json"]
-    assert files(Path("model")) == sorted([*MODEL, *figures, "samples.png"])
+    assert files(Path("model")) == sorted([*MODEL, *figures, "config.yaml", "samples.png"])
     assert files(hub.repositories["me/model"]) == files(Path("model"))
     assert hub.private == {"me/model"}
     assert torch.equal(from_pretrained("me/model").sample(seed=1), model.sample(seed=1))

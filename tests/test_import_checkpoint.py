@@ -245,6 +245,10 @@ def test_sit() -> None:
     model = tvmatch.load("out")
     assert (model.guidance, model.scaled) == (1.0, False)
     check_refused(["import", "sit.safetensors", "--out=2", *arguments, "--modulation_norm=true"], "of a SiT")
+    without = [x for x in arguments if x != "--std=5.5"]
+    check_refused(
+        ["import", "sit.safetensors", "--out=2", *without, "--recipe=imagenet256_w2"], "std: no recipe"
+    )
     x, t, s, labels, _ = random_inputs(SHAPE, CLASSES, dtype=torch.float32)
     expected = import_network(tensors, heads=2, data_time=0).network(x, t, t, labels)
     assert isinstance(expected, Tensor)
@@ -320,6 +324,12 @@ def with_(name: str, tensor: Tensor) -> dict[str, Tensor]:
         (network_to_authors(dit()) | {"sigma": torch.ones(1)}, "unexpected tensors ['sigma']"),
         (with_("final_layer.linear.bias", torch.ones(5)), "(5,), expected floating point of shape (16,)"),
         (with_("blocks.999999999.attn.qkv.bias", torch.ones(1)), "names and shapes"),
+        (with_("blocks.1001.attn.qkv.bias", torch.ones(1)), "names and shapes"),
+        (with_("y_embedder.embedding_table.weight", torch.tensor(1.0)), "names and shapes"),
+        (
+            network_to_authors(dit()) | {"final_layer.linear.bias": torch.zeros(16)},
+            "with and without 'model.'",
+        ),
         (with_("x_embedder.proj.weight", torch.ones(100_000, 1, 1, 1)), "expected"),
         (with_("x_embedder.proj.weight", torch.ones(0, 4, 2, 2)), "empty"),
         (with_("pos_embed", torch.ones(1, 4, 16)), "pos_embed"),
@@ -412,7 +422,11 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "array for a tensor": (_inner(np.ones(3)), "a ndarray"),
     "terminal codes": (_inner(torch.ones(1)) | {"ema": {"\x1b[2J\n": torch.ones(1)}}, "called ?[2J?"),
     "a name without end": ({"ema": {"x" * 10_000: torch.ones(1)}}, "…"),
-    "a number without end": ({10**10_000: 1, "step": 1}, "something of type int"),
+    "a number without end": ({10**10_000: 1, "step": 1}, "an unusual key of type int"),
+    "options without end": (
+        {"ema": authors_network({"x": torch.ones(1)}, size=10**10_000)},
+        "missing tensor x_embedder",
+    ),
     "network is a list": ({"ema": [1, 2]}, "no PyTorch module"),
     "no network": ({"model": {}}, "no network under ema or net"),
     "a list": ([1, 2], "a list"),
@@ -430,6 +444,13 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 def test_hostile_snapshots(content: Any, message: str) -> None:
     Path("snapshot.pkl").write_bytes(authors_bytes(content))
     check_refused(["import", "snapshot.pkl", "--out=out", *OPTIONS], message)
+
+
+def test_tensors_that_share_numbers() -> None:
+    """Of a megabyte, views make a network of any size."""
+    storage = torch.ones(2**18)
+    torch.save({"ema": {f"x{i}": storage[i:] for i in range(100)}}, "weights.pt")
+    check_refused(["import", "weights.pt", "--out=out", *OPTIONS], "overlap: they take 104,837,800 bytes")
 
 
 NESTED = b"\x80\x04}\x8c\x03ema" + b"]" * 20_000 + b"a" * 19_999 + b"s."

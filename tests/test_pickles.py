@@ -25,7 +25,7 @@ from tvmatch.interop.torch_files import TENSORS, Storage, load_torch
 
 ALLOWED = {**CONTAINERS, **NUMPY_ARRAYS}
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-KEYS = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5)
+KEYS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=5) | st.binary(max_size=5)
 PLAIN = st.recursive(
     KEYS | st.floats(allow_nan=False),
     lambda inner: (
@@ -50,6 +50,11 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.reduced
+
+
+def _body(content: Any) -> bytes:
+    """The operations of protocol 2 that put `content` on the stack, with memo places of their own."""
+    return pickle.dumps(content, 2)[2:-1]
 
 
 # What comes out
@@ -162,6 +167,8 @@ FOREIGN = {
     "items of a list": b"\x80\x02](K\x01K\x02u.",
     "elements of a number": b"\x80\x02K\x01(K\x02e.",
     "elements of a set that cannot be hashed": b"\x80\x04\x8f(]\x90.",
+    "a key of thousands of digits": pickle.dumps({10**10_000: 1}),
+    "an object numbered 10^12": b"Np1000000000000\n.",
 }
 
 
@@ -205,6 +212,35 @@ def test_repetition_takes_no_memory() -> None:
     for i in range(40):
         data += b"](" + bytes([ord("h"), i]) * 2 + b"eq" + bytes([i + 1])
     assert len(load(data + b".")) == 2
+
+
+def _repeated(module: bytes, name: bytes, arguments: bytes, times: int = 500) -> bytes:
+    """The same call over and over, every one of whose results is kept."""
+    start = b"\x80\x04c" + module + b"\n" + name + b"\nq\xf0(" + arguments + b"tq\xf1"
+    return start + b"](" + b"h\xf0h\xf1R" * times + b"e."
+
+
+MEGABYTE = b"B" + struct.pack("<I", 2**20) + bytes(2**20)
+BYTE = b"cnumpy\ndtype\n(" + _body("u1") + b"tR"
+UNFOLDING = {
+    "array": _repeated(b"numpy.core.numeric", b"_frombuffer", MEGABYTE + BYTE + _body((2**20,)) + _body("C")),
+    "bytes": _repeated(b"_codecs", b"encode", b"X" + struct.pack("<I", 2**20) + b"a" * 2**20),
+    "list": _repeated(b"torch", b"Size", b"](" + b"N" * 2**20 + b"e"),
+    "object": _repeated(b"torch", b"device", b"N" * 2**20),
+}
+
+
+@pytest.mark.parametrize("data", UNFOLDING.values(), ids=UNFOLDING.keys())
+def test_copies_of_one_piece_are_refused(data: bytes) -> None:
+    with pytest.raises(InputError, match="unfolds"):
+        restricted_load(data, {**ALLOWED, **TENSORS}, what="file.pkl")
+
+
+def test_keys_of_one_hash() -> None:
+    """Python takes minutes to put a hundred thousand of these into a dict."""
+    keys = b"".join(_body(k * sys.hash_info.modulus) + b"N" for k in range(1, 100_000))
+    with pytest.raises(InputError, match="unusual key"):
+        load(b"\x80\x02}(" + keys + b"u.")
 
 
 ARRAY_SHAPES = [
@@ -251,11 +287,6 @@ def test_arguments_of_any_kind(name: tuple[str, str], arguments: list[Any], stat
             restricted_load(data, {**ALLOWED, **TENSORS}, what="file.pkl")
 
 
-def _body(content: Any) -> bytes:
-    """The operations of protocol 2 that put `content` on the stack, with memo places of their own."""
-    return pickle.dumps(content, 2)[2:-1]
-
-
 # Files of torch.save
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -295,6 +326,39 @@ def test_state_dicts_of_views(zipped: bool) -> None:
     assert read["step"] == 3
     for name, tensor in tensors.items():
         assert torch.equal(read["ema"][name].tensor(), tensor), name
+
+
+KEYS_OF_STORAGES = [[1], [None], [["a"]], {}, "key", [10**10_000]]
+
+
+@pytest.mark.parametrize("keys", KEYS_OF_STORAGES, ids=["number", "none", "list", "dict", "text", "digits"])
+def test_storages_of_the_old_format_called_otherwise(keys: Any) -> None:
+    start = LEGACY.rindex(b"\x80\x02]")
+    name = pickle.loads(LEGACY[start:])[0]
+    rest = LEGACY[LEGACY.index(b".", LEGACY.index(b"a.", start)) + 1 :]
+    whole = LEGACY[:start] + pickle.dumps([name], 2) + rest
+    assert torch.equal(read_torch(whole).values, torch.arange(4.0))
+    keys = [int(name)] if keys == [1] else keys  # the right one, as a number
+    with pytest.raises(Refused, match="storages"):
+        read_torch(LEGACY[:start] + pickle.dumps(keys, 2) + rest)
+
+
+def test_a_storage_called_by_what_has_no_end() -> None:
+    """As text, forty lists that hold each other twice would take terabytes."""
+    start = LEGACY.rindex(b"\x80\x02]")
+    lists = b"]q\x00" + b"".join(b"](" + bytes([104, i, 104, i]) + b"eq" + bytes([i + 1]) for i in range(40))
+    with pytest.raises(Refused, match="storages"):
+        read_torch(LEGACY[:start] + b"\x80\x02" + lists + b"]h\x28a." + bytes(24))
+
+
+def test_negated_tensors_are_refused() -> None:
+    """PyTorch keeps the sign of some tensors beside their numbers."""
+    negated = torch.zeros(2, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    file = io.BytesIO()
+    torch.save({"x": negated}, file)
+    with pytest.raises(Refused, match="negated"):
+        read_torch(file.getvalue())
 
 
 def _archive(pickled: bytes, **records: bytes) -> bytes:
@@ -385,6 +449,7 @@ def test_changed_bytes_of_storages(data: bytes, place: int, value: int) -> None:
         (2**60, (1,), (1,)),
         (0, (2**40, 2**40), (0, 0)),
         (0, (1,) * 10_000, (1,) * 10_000),
+        (0, (0, 2**47, 2**47), (1, 1, 1)),  # no numbers, but PyTorch multiplies the sizes
     ],
 )
 def test_tensors_outside_their_storage(offset: Any, shape: Any, strides: Any) -> None:

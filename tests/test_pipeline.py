@@ -230,6 +230,7 @@ def test_labels_by_number_name_and_tensor() -> None:
         ({"class_labels": []}, "class_labels: .*empty"),
         ({"class_labels": [0, 1], "batch_size": 3}, "batch_size: 3 samples for 2"),
         ({"class_labels": 0, "batch_size": 0}, "batch_size: .*0"),
+        ({"batch_size": 1.5}, "batch_size: .*1.5"),
         ({"class_labels": 0, "num_inference_steps": 0}, "num_inference_steps: .*0"),
         ({"class_labels": 0, "num_inference_steps": 1.5}, "num_inference_steps: .*1.5"),
         ({"class_labels": 0, "num_inference_steps": 4, "times": [1, 0.5, 0]}, "times: .*4"),
@@ -295,6 +296,29 @@ def test_the_transformer_is_a_model_of_its_own(latents: TrainedModel, tmp_path: 
     expected = in_direction_s(latents.network, inputs)
     for ours, theirs in zip(in_direction_s(network, inputs), expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_pipeline_from_a_pipeline_keeps_its_parts(saved: Path) -> None:
+    from tvmatch.diffusers import TVMPipeline
+
+    pipe = reloaded(saved)
+    again = silent(TVMPipeline.from_pipe(pipe))
+    assert (again.transformer, again.vae) == (pipe.transformer, pipe.vae)
+    expected = pipe([1], seed=0, output_type="pt").images
+    assert torch.equal(again([1], seed=0, output_type="pt").images, expected)
+    assert silent(TVMPipeline.from_pipe(pipe, vae=None)).vae is None
+    assert silent(TVMPipeline.from_pipe(pipeline(trained(GREY)))).vae is None
+
+
+def test_saved_in_half_precision(saved: Path, tmp_path: Path) -> None:
+    """Rounded weights are not those of the latents: it takes a word to load them."""
+    pipe = reloaded(saved, dtype=torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "half")
+    with pytest.raises(InputError, match=r"other weights .*half precision, which dtype=torch.bfloat16 loads"):
+        reloaded(tmp_path / "half")
+    again = reloaded(tmp_path / "half", dtype=torch.bfloat16)
+    expected = pipe([1], seed=0, output_type="pt").images
+    assert torch.equal(again([1], seed=0, output_type="pt").images, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tvmatch.errors import InputError
 from tvmatch.interop import network_to_authors
-from tvmatch.interop.sit import is_sit, network_from_sit
+from tvmatch.interop.sit import is_sit, network_from_sit, sit_heads
 
 HEADS, CLASSES = 2, 5
 WITHOUT = dict.fromkeys(("rms_norm", "qk_norm", "modulation_norm", "guidance_embedding"), False)
@@ -97,6 +97,12 @@ def test_layouts_are_told_apart() -> None:
     assert not is_sit(network_to_authors(small_dit((3, 4, 4), 2)))
 
 
+@pytest.mark.parametrize(("hidden_size", "heads"), [(384, 6), (768, 12), (1024, 16), (1152, 16)])
+def test_heads_of_the_published_sizes(hidden_size: int, heads: int) -> None:
+    """Table 1 of arXiv 2212.09748, for S, B, L and XL. Another number is another network, without a word."""
+    assert sit_heads({"x_embedder.proj.weight": torch.empty(hidden_size, 4, 2, 2)}) == heads
+
+
 @pytest.mark.parametrize(
     "name", ["final_layer.linear.weight", "t_embedder.mlp.0.weight", "blocks.1.mlp.fc1.bias"]
 )
@@ -105,6 +111,25 @@ def test_a_missing_tensor_is_named(name: str) -> None:
     del state[name]
     with pytest.raises(InputError, match=name):
         network_from_sit(state, heads=HEADS)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("t_embedder.mlp.0.weight", (16,)),
+        ("t_embedder.mlp.0.weight", (16, 7)),
+        ("t_embedder.mlp.0.weight", (16, 8, 1)),
+        ("t_embedder.mlp.0.weight", (16, 0)),
+        ("t_embedder.mlp.2.weight", ()),
+        ("x_embedder.proj.weight", (16, 3, 0, 0)),
+        ("x_embedder.proj.weight", (16, 12)),
+        ("final_layer.linear.weight", ()),
+        ("final_layer.linear.bias", ()),
+    ],
+)
+def test_tensors_of_other_shapes_are_named(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=name):
+        network_from_sit(sit_state() | {name: torch.ones(shape)}, heads=HEADS)
 
 
 def test_other_tensors_are_named() -> None:

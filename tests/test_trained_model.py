@@ -308,6 +308,10 @@ def test_foreign_descriptions(content: str, tmp_path: Path) -> None:
         (("data", "colour"), True),
         (("guidance",), None),
         (("guidance",), [1.0]),
+        (("guidance",), [3.0, 1.0]),
+        (("guidance",), 0.5),
+        (("guidance",), float("nan")),
+        (("step",), float("inf")),
         (("step",), "many"),
         (("network",), None),
         (("data",), []),
@@ -323,6 +327,23 @@ def test_mismatched_descriptions(path: tuple[str, ...], number: Any, tmp_path: P
     part[path[-1]] = number
     file.write_text(json.dumps(description))
     with pytest.raises(InputError, match=r"model.json: not a model description") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "number"),
+    [("network", "hidden_size", 2**32), ("data", "shape", [3, 2**32, 2**32])],
+)
+def test_a_description_of_more_than_there_is_memory(
+    part: str, name: str, number: Any, tmp_path: Path
+) -> None:
+    image_model().save(tmp_path)
+    file = tmp_path / "model.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    description[part][name] = number
+    file.write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"model\.(json|safetensors)") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 

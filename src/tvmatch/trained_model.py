@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -169,7 +170,7 @@ class TrainedModel:
                 return None, 16 if count is None else count
             count = self.spec.class_count if count is None else count
             return torch.arange(count) % self.spec.class_count, count
-        if isinstance(labels, int | str):
+        if isinstance(labels, int | str | np.integer):
             labels = [labels] * (1 if count is None else count)
         classes = self.spec.label_indices(list(labels))
         if len(classes) == 0:
@@ -244,38 +245,62 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         config = kinds[description["network"].pop("kind")](**description["network"])
         spec = DataSpec.from_description(description["data"])
         model = TrainedModel(
-            network=_empty_network(config, spec),
+            network=_unallocated(config, spec),
             spec=spec,
             scaled=bool(description["scaled"]),
             guidance=_guidance(description["guidance"]),
             step=int(description["step"]),
             provenance=dict(description["provenance"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    # RuntimeError: sizes that PyTorch cannot multiply.
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{folder / 'model.json'}: not a model description of this version ({error})"
+            f"{folder / 'model.json'}: not a model description of this version ({reason})"
         ) from None
-    load_tensors(model.network, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    source = folder / "model.safetensors"
+    tensors = read_tensors(source)
+    expect_tensors(model.network, tensors, source)  # before there is memory for what may be any size
+    try:
+        model.network.to_empty(device="cpu")
+        if isinstance(model.network, DiT):
+            model.network.fill_positions()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{folder / 'model.json'}: no memory for this network ({reason})") from None
+    model.network.load_state_dict(tensors, strict=True)
     model.network.requires_grad_(False).eval()
     return model.to(device)
 
 
-def _empty_network(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
-    """The network with memory but no initial weights, which take long to draw and would be overwritten."""
+def _unallocated(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
+    """The network without initial weights, which take long to draw and would be overwritten."""
     with torch.device("meta"):
-        network = build_network(config, spec)
-    network.to_empty(device="cpu")
-    if isinstance(network, DiT):
-        network.fill_positions()
-    return network
+        return build_network(config, spec)
 
 
 def _guidance(numbers: Any) -> Guidance:
     """One weight, or a pair of them; JSON may hold anything."""
     if isinstance(numbers, list):
         low, high = (float(number) for number in numbers)
-        return low, high
-    return float(numbers)
+    else:
+        low = high = float(numbers)
+    if not 1 <= low <= high < math.inf:
+        raise ValueError(f"guidance {numbers}")
+    return (low, high) if isinstance(numbers, list) else low
+
+
+def read_spec(path: str | Path) -> DataSpec:
+    """What the model of a checkpoint generates, without its weights.
+
+    Raises:
+        InputError: if the path holds no checkpoint of ours.
+    """
+    file = find_checkpoint(Path(path)) / "model.json"
+    try:
+        return DataSpec.from_description(read_json(file, FORMAT)["data"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file}: not a model description of this version ({error})") from None
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -322,6 +347,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy tensors into a module, every one and nothing else; an InputError names what does not fit."""
+    expect_tensors(module, tensors, source)
+    module.load_state_dict(tensors, strict=True)
+
+
+def expect_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Refuse other tensors than a module's, by an InputError that names what does not fit."""
     expected = module.state_dict()
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
@@ -333,4 +364,3 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) ->
                 f"{source}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
                 f"the network's is {own.dtype} of shape {tuple(own.shape)}"
             )
-    module.load_state_dict(tensors, strict=True)

@@ -42,6 +42,10 @@ examples:
   tvmatch train --resume runs/digits            continue an interrupted run
   tvmatch sample runs/digits --labels 3,8 --count 16 --steps 1,4 --out digits.png
   tvmatch evaluate runs/digits --steps 1,2,4
+  tvmatch demo runs/digits                      a page to draw samples with
+  tvmatch train imagenet256_w2 --dry-run        parameters, FLOPs and memory; needs no data
+  tvmatch import im256_w2.pkl --recipe imagenet256_w2 --out im256_w2   the authors' file, executing nothing
+  tvmatch export runs/digits --layout diffusers --out pipeline
   tvmatch check --device cuda --dtype bfloat16  are derivatives and gradients right on this machine?
 """
 

@@ -17,16 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from tvmatch.cli.options import DEVICE_HELP
+from tvmatch.cli.options import DEVICE_HELP, device_of_process
 from tvmatch.data.autoencoder import load_autoencoder
 from tvmatch.data.config import LatentsData
-from tvmatch.data.encode import MEASURED, Encoder, Normalization, Part
+from tvmatch.data.encode import MEASURED, WHOLE, Encoder, Normalization, Part
 from tvmatch.data.encoding_settings import EncodingOptions
 from tvmatch.data.image_reader import open_images
-from tvmatch.data.image_source import open_source
 from tvmatch.data.latents import INFO_NAME, Flips, LatentsInfo
 from tvmatch.data.pixels import Crop
+from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
+from tvmatch.trained_model import read_spec
 from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser, recipe, recipe_names
 
@@ -35,6 +36,7 @@ Turn images into an autoencoder's posteriors (mean and standard deviation), in s
 memory-mapped. Given the same options again it goes on with the shards that are missing, after a kill or a
 full disk too. Several processes share the work: under torchrun, or each with a --part of its own. Nothing
 is overwritten."""
+_FAR = 0.5  # of a deviation; the recipes for 256 and 512 pixels are 0.15 apart
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SECONDS_A_LINE = 60  # without a terminal, which would have a bar
 
@@ -61,6 +63,11 @@ def run(arguments: list[str]) -> int:
             raise InputError(
                 f"batch_size: {parsed.batch_size} images at once are too many for the memory of the device; "
                 "take fewer, and another --out"
+            ) from None
+        except FileNotFoundError as error:
+            raise InputError(
+                f"out: {error.filename} is gone; if another process makes the same part at the same "
+                "time, give each a --part of its own"
             ) from None
         except OSError as error:
             if error.errno not in _FULL:
@@ -99,12 +106,17 @@ def _parser() -> OneLineParser:
         "--normalization",
         type=str | None,
         default=None,
-        help="what networks see: measured (default), or that of a recipe or of another folder of latents; on "
-        "a finished folder this is all that changes",
+        help="what networks see: measured (default), or that of a recipe, a checkpoint or another folder "
+        "of latents; on a finished folder this is all that changes",
     )
     add("--shard_size", type=int, default=4096, help="images a shard (default: 4096)")
     add("--batch_size", type=int, default=32, help="images encoded together (default: 32)")
-    add("--workers", type=int, default=4, help="processes that read images (default: 4)")
+    add(
+        "--workers",
+        type=int,
+        default=min(4, _cores()),  # PyTorch warns of more than there are cores
+        help="processes that read images (default: 4, or the number of cores if fewer)",
+    )
     add(
         "--part",
         type=str | None,
@@ -121,16 +133,24 @@ def _parser() -> OneLineParser:
     return parser
 
 
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _encoder(parsed: Any, out: Path) -> Encoder:
     normalization = _normalization(parsed.normalization)
-    device = _device(parsed.device)
+    device = resolve_device(device_of_process(parsed.device))
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    label_column = _label_column(parsed.label_column, parsed.data, parsed.split)
+    label_column = None if parsed.label_column == "null" else parsed.label_column
+    source = open_images(
+        parsed.data, parsed.split, label_column=label_column, image_column=parsed.image_column
+    )
     options = EncodingOptions(
         data=parsed.data,
         split=parsed.split,
-        label_column=label_column,
+        label_column=source.label_column,
         image_column=parsed.image_column,
         resolution=parsed.resolution,
         crop=parsed.crop,
@@ -138,36 +158,26 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
         shard_size=parsed.shard_size,
         batch_size=parsed.batch_size,
     )
-    source = open_images(
-        parsed.data, parsed.split, label_column=label_column, image_column=parsed.image_column
-    )
     autoencoder = load_autoencoder(parsed.autoencoder, device)
     return Encoder(source, autoencoder, out, options, normalization)
-
-
-def _label_column(given: str, data: str, split: str) -> str | None:
-    if given != "auto":
-        return None if given == "null" else given
-    rows = open_source(data, split).rows
-    return "label" if "label" in rows.column_names and rows.unique("label") != [None] else None
 
 
 def _part(given: str | None) -> Part:
     """Of --part, else of torchrun's variables."""
     if given is None:
-        return Part(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
+            return WHOLE
+        rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise InputError(
+                f"part: RANK and WORLD_SIZE must be torchrun's, 0 … N − 1 and N, got {rank!r} and {world!r}; "
+                "--part=1/1 takes no notice of them"
+            )
+        return Part(int(rank), int(world))
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"part: must be like 2/8, from 1/8 to 8/8, got {given!r}")
     return Part(int(match[1]) - 1, int(match[2]))
-
-
-def _device(name: str) -> torch.device:
-    """Under torchrun each process has a GPU of its own."""
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{int(rank) % torch.cuda.device_count()}"
-    return resolve_device(name)
 
 
 def _normalization(given: str | None) -> Normalization | Literal["measured"] | None:
@@ -178,10 +188,14 @@ def _normalization(given: str | None) -> Normalization | Literal["measured"] | N
         if not isinstance(data, LatentsData) or data.mean is None or data.std is None:
             raise InputError(f"normalization: the recipe {given} says none for latents")
         return Normalization(tuple(data.mean), tuple(data.std), f"recipe {given}")
-    if Path(given).is_dir():
-        spec = LatentsInfo.read(Path(given)).spec
+    folder = Path(given)
+    if folder.is_dir():
+        latents = (folder / INFO_NAME).is_file()
+        spec = LatentsInfo.read(folder).spec if latents else read_spec(folder)
         return Normalization(spec.mean, spec.std, given)
-    raise InputError(f"normalization: must be {MEASURED}, a recipe or a folder of latents, got {given!r}")
+    raise InputError(
+        f"normalization: must be {MEASURED}, a recipe, or a folder of latents or a checkpoint, got {given!r}"
+    )
 
 
 class _Rate(ProgressColumn):
@@ -241,6 +255,17 @@ def _show(info: LatentsInfo | None, encoder: Encoder, part: Part, out: Path) -> 
     mean, std = (", ".join(f"{number:.5g}" for number in numbers) for numbers in (spec.mean, spec.std))
     print(f"{out / INFO_NAME}: {info.count} latents of shape {list(spec.shape)}, {classes}")
     print(f"normalisation ({info.provenance['normalization']}): mean {mean}; std {std}")
+    if info.measured_std is not None and info.measured_mean is not None:
+        _warn_of_another_scale(spec, info.measured_mean, info.measured_std)
+
+
+def _warn_of_another_scale(spec: DataSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Say so if networks would see channels far from mean 0 and deviation 1."""
+    shift = max(abs(m - own) / scale for m, own, scale in zip(mean, spec.mean, spec.std, strict=True))
+    ratios = [measured / own for measured, own in zip(std, spec.std, strict=True)]
+    if shift > _FAR or max(ratios) > 1 + _FAR or min(ratios) < 1 / (1 + _FAR):
+        means, stds = (", ".join(f"{number:.5g}" for number in numbers) for numbers in (mean, std))
+        print(f"these latents are of another scale: measured mean {means}; std {stds}", file=sys.stderr)
 
 
 @contextmanager

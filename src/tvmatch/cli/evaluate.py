@@ -15,7 +15,8 @@ distance to fresh data. Images: the Fréchet distance in pixel space, which is n
 metrics.json in the run folder, or to the new file --out. With --reference, which a model of latents needs:
 FID, sFID, Inception Score, precision and recall in Inception features, or the same in other features with
 --extractor, in a row for each guidance weight and number of steps; any checkpoint will do. These figures
-go to metrics_EXTRACTOR.json in the run folder or beside model.json. Started by torchrun, the processes
+go to metrics_EXTRACTOR.json in the run folder or beside model.json, in place of those of this extractor
+that are there (--out keeps both). Started by torchrun, the processes
 share the work; their number changes no figure."""
 
 
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"seed: must not be negative, got {parsed.seed}")
     in_features = any(getattr(parsed, name) is not None for name in feature_metrics.OPTIONS)
     checkpoint = Path(parsed.checkpoint)
-    device = feature_metrics.device_of_process(parsed.device)
+    device = options.device_of_process(parsed.device)
     model = options.load_model(checkpoint, device, parsed.autoencoder)
     if in_features or model.spec.kind == "latents":
         return feature_metrics.evaluate(parsed, model, steps)

@@ -16,6 +16,7 @@ from tvmatch.files import new_folder, replacing
 from tvmatch.interop import hub, network_to_authors
 from tvmatch.models import DiT
 from tvmatch.trained_model import TrainedModel, find_checkpoint, load
+from tvmatch.training import CONFIG_NAME
 from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
@@ -23,7 +24,8 @@ Write a checkpoint's evaluation weights for others. --layout hub: a folder with 
 tvmatch.from_pretrained reads from here or from the Hugging Face Hub. diffusers: a pipeline, which
 tvmatch.diffusers.TVMPipeline.from_pretrained reads. authors: one .safetensors file in the parameter names
 of the authors of Terminal Velocity Matching. A model of latents takes its autoencoder along, but not into
-the authors' file. The card shows samples, and the run's figures (metrics*.json) that are of this checkpoint.
+the authors' file. The card shows samples, the run's configuration, and its figures (metrics*.json) that are
+of this checkpoint.
 --push uploads the folder. Nothing is overwritten here; on the Hub it is a new commit."""
 
 LAYOUTS = ("hub", "diffusers", "authors")
@@ -70,6 +72,7 @@ def run(arguments: list[str]) -> int:
     card: dict[str, Any] = {
         "metrics": _metrics(Path(parsed.checkpoint), model),
         "samples": _samples(model),
+        "config": _config(Path(parsed.checkpoint)),
         "license": parsed.license,
         "repo_id": parsed.push,
     }
@@ -100,6 +103,10 @@ def _write_authors(model: TrainedModel, path: Path) -> None:
     network = _expect_dit(model, "authors")
     if path.suffix != ".safetensors":
         raise InputError(f"out: must end in .safetensors for the authors' layout, got {path}")
+    if not network.config.rms_norm:
+        raise InputError(
+            "layout: authors is for networks with RMSNorm, this one has LayerNorm; take --layout hub"
+        )
     _, height, width = model.spec.shape
     if height != width:
         raise InputError(f"layout: authors is for square images, this model's are {height}×{width}")
@@ -115,6 +122,13 @@ def _write_pipeline(model: TrainedModel, folder: Path, card: Mapping[str, Any]) 
     with new_folder(folder) as unfinished:
         pipeline.save_pretrained(unfinished)
         hub.write_card(model, unfinished, pipeline=True, **card)
+
+
+def _config(checkpoint: Path) -> Path | None:
+    """The configuration of a checkpoint's run, if it is in one."""
+    folder = find_checkpoint(checkpoint).resolve()
+    path = folder.parents[1] / CONFIG_NAME
+    return path if folder.parent.name == "checkpoints" and path.is_file() else None
 
 
 def _metrics(checkpoint: Path, model: TrainedModel) -> list[Path]:

@@ -90,15 +90,6 @@ def add_options(parser: OneLineParser) -> None:
     )
 
 
-def device_of_process(name: str) -> str:
-    """The device of this process: of several on a machine with GPUs, each has the one of its number."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or name not in ("auto", "cuda"):
-        return name
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else name
-
-
 def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, ...]) -> int:
     """Measure, write and print; the first of several processes does the latter two.
 
@@ -160,10 +151,11 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
             )
     if figures is not None:
         facts = {"checkpoint": parsed.checkpoint, "steps": model.step, "parameters": _parameters(model)}
-        write_metrics(path, facts | figures)
-        console = Console()
-        console.print(features_table(figures))
-        print(provenance_line(figures["provenance"]))
+        try:
+            write_metrics(path, facts | figures)
+        finally:  # hours of work are shown even if the disk is full
+            Console().print(features_table(figures))
+            print(provenance_line(figures["provenance"]))
         results.show_paths([path])
     return 0
 
@@ -187,6 +179,9 @@ def _out(checkpoint: Path, given: str | None, extractor: str) -> Path:
         raise InputError(f"out: {path} is a folder, the figures go to a file")
     if path.exists() and (path.resolve() != default.resolve() or not _is_ours(path)):
         raise InputError(f"out: {path} exists already")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"out: {path} cannot be written, {above} is no folder that may be written to")
     return path
 
 

@@ -22,7 +22,8 @@ DESCRIPTION = """\
 Make a checkpoint of a file with a network in the TVM authors' tensor names, or in SiT's: a pickled snapshot
 (.pkl), a file of torch.save (.pt), or safetensors. Nothing in the file is executed. Weights become float32.
 The file does not say how its network was trained: --recipe does, and each option on top of it. A SiT has
-guidance weight 1 and no scaled parameterisation, whatever the recipe. Nothing is overwritten."""
+guidance weight 1, no scaled parameterisation, and a mean and std of its own, whatever the recipe. Nothing is
+overwritten."""
 
 DOWNSAMPLING = 8  # of an autoencoder that cannot be loaded; all that the recipes name have it
 
@@ -59,10 +60,16 @@ def run(arguments: list[str]) -> int:
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    _check_fits(parsed, imported, training)
     if imported.is_flow:
         training.guidance = 1.0 if parsed.guidance is None else training.guidance
         training.scaled = False if parsed.scaled is None else training.scaled
+        for option in ("mean", "std"):
+            if getattr(parsed, option) is None:
+                raise InputError(
+                    f"{option}: no recipe has that of a SiT; published ones take Stable Diffusion's latents "
+                    "times 0.18215, which is --mean=0 --std=5.48998"
+                )
+    _check_fits(parsed, imported, training)
     model = _model(imported, training, names)
     model.provenance = _provenance(path, snapshot, imported, parsed.recipe)
     with new_folder(out) as unfinished:
@@ -89,7 +96,10 @@ def _parser() -> OneLineParser:
         help="which network of the file (default: ema, else net)",
     )
     parser.add_argument(
-        "--heads", type=int | None, default=None, help="attention heads (default: as the tensors tell)"
+        "--heads",
+        type=int | None,
+        default=None,
+        help="attention heads (default: those of its q/k norm, else the usual number for its width)",
     )
     parser.add_argument(
         "--modulation_norm",

@@ -1,7 +1,10 @@
 """Option types and arguments that several commands share."""
 
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import ImagesData, LatentsData
@@ -91,7 +94,7 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
 
     source = config.data.autoencoder or spec.autoencoder.source
     try:
-        return load_autoencoder(source, resolve_device(device), expected=spec.autoencoder)
+        autoencoder = load_autoencoder(source, resolve_device(device))
     except InputError as error:
         if config.training.sample_every == 0:
             print(f"no samples will be drawn: {error}", file=sys.stderr)
@@ -99,6 +102,16 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
         raise InputError(
             f"{error}; data.autoencoder names another place, training.sample_every=0 draws no samples"
         ) from None
+    autoencoder.check(spec.autoencoder)
+    return autoencoder
+
+
+def device_of_process(name: str) -> str:
+    """The device of this process: of several that torchrun started, each has the GPU of its number."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 def run_folder(path: Path) -> Path:

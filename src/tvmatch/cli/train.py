@@ -219,8 +219,13 @@ def _request(arguments: list[str]) -> Request:
     if name is None:
         raise InputError(f"recipe: name one of {', '.join(recipe_names())}")
     content = yaml.safe_load(recipe_text(name))
-    if known.initial is not None:  # the network that is there already, for options to change
-        content["network"] = network_section(known.initial)
+    given = [read_yaml(file) for file in configs]
+    for file, own in zip(configs, given, strict=True):
+        if own.get("data", content) is None:
+            raise InputError(f"{file}: data: null is of a run on data from Python, which goes on from Python")
+    initial = known.initial or next((own["initial"] for own in reversed(given) if own.get("initial")), None)
+    if initial is not None:  # the network that is there already, for options to change
+        content["network"] = network_section(initial)
     return Request(content, f"recipe {name}", configs, None, arguments)
 
 

@@ -171,7 +171,13 @@ class Encoder:
         if batch.values is not None:
             copies = 2 if self._options.flips == "stored" else 1
             labels = [self._source.label(number) for number in batch.numbers for _ in range(copies)]
-            writer.write(self._posteriors(batch.values), labels)
+            moments = self._posteriors(batch.values)
+            if not all(part.isfinite().all() for part in moments):
+                raise InputError(
+                    f"autoencoder: {self._autoencoder.source} gives numbers that are not finite, for one of "
+                    f"the images {batch.numbers[0]} … {batch.numbers[-1]}"
+                )
+            writer.write(moments, labels)
 
     def _posteriors(self, values: Tensor) -> Moments:
         """Of images uint8 (B, 3, H, W), with flips stored of image and mirror image in turn; or as stored."""

@@ -31,7 +31,11 @@ class ImageBatch(NamedTuple):
 
 
 def read_batches(
-    source: ImageSource, batches: Sequence[Sequence[int]], resolution: int, crop: Crop, workers: int
+    source: ImageSource,
+    batches: Sequence[Sequence[int]],
+    resolution: int | tuple[int, int],
+    crop: Crop,
+    workers: int,
 ) -> Iterator[ImageBatch]:
     """The images of these numbers, a batch for each of `batches`.
 
@@ -71,7 +75,7 @@ class _Item(NamedTuple):
 
 
 class _Items(Dataset[_Item]):
-    def __init__(self, source: ImageSource, resolution: int, crop: Crop) -> None:
+    def __init__(self, source: ImageSource, resolution: int | tuple[int, int], crop: Crop) -> None:
         self._source = source
         self._resolution = resolution
         self._crop = crop

@@ -17,6 +17,8 @@ from tvmatch.data.npy import is_npy, latents_shape, moments_of_npy
 from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
 from tvmatch.errors import InputError
 
+AUTO = "auto"
+
 
 class ImageSource:
     """The images of one split of a data set; made by `open_images`.
@@ -26,10 +28,12 @@ class ImageSource:
     Args:
         source: the data set.
         image_column: the column that holds its images.
+        label_column: the column that holds their classes, or None without classes.
         class_names: in the order of the class numbers, or None without classes.
         labels: the class number of each image, or None without classes.
 
     Attributes:
+        label_column: as above.
         class_names: as above.
         fingerprint: another one if the files or the split are others; of files it depends on names, sizes and
             times of change.
@@ -39,9 +43,11 @@ class ImageSource:
         self,
         source: Source,
         image_column: str,
+        label_column: str | None,
         class_names: tuple[str, ...] | None,
         labels: NDArray[np.int32] | None,
     ) -> None:
+        self.label_column = label_column
         self.class_names = class_names
         self.fingerprint = source.fingerprint
         self._labels = labels
@@ -135,7 +141,7 @@ def open_images(
         path: as `ImagesData.path`: a folder, ImageNet, a ZIP, Parquet or Arrow files, a name on the Hub.
         split: as `ImagesData.split`.
         label_column: column of the classes, "label" for class folders, ImageNet and `dataset.json`; None
-            for no classes.
+            for no classes; "auto" for "label" if there is such a column and not all of it is empty.
         image_column: column of the images; by default the only one that holds some.
 
     Raises:
@@ -145,14 +151,17 @@ def open_images(
     if len(source.rows) == 0:
         raise InputError(f"data.split: {split!r} of {path} holds no rows")
     column = find_image_column(source.rows, image_column, path)
+    if label_column == AUTO:
+        there = "label" in source.rows.column_names and source.rows.unique("label") != [None]
+        label_column = "label" if there else None
     if label_column is None:
-        return ImageSource(source, column, None, None)
+        return ImageSource(source, column, None, None, None)
     class_names, numbers = find_classes(source, label_column, path)
     # Without copies of the rows: the column as it lies in the file.
     values = source.rows.with_format("arrow")[label_column][:]
     if numbers is not None:
         values = pa.compute.index_in(values, value_set=pa.array(class_names, values.type))
-    return ImageSource(source, column, class_names, values.to_numpy().astype(np.int32))
+    return ImageSource(source, column, label_column, class_names, values.to_numpy().astype(np.int32))
 
 
 def _bytes(content: bytes | str | None) -> bytes:

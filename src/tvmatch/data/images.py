@@ -4,7 +4,9 @@ Shapes: `B` images of a batch, `C` channels, `H` rows, `W` columns.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,17 +110,18 @@ def load_images(options: ImagesData) -> ImageDataset:
     )
     encoded = source.rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
     try:
-        rows = encoded.map(
-            preparation,
-            with_indices=True,
-            batched=True,
-            batch_size=_BATCH_ROWS,
-            writer_batch_size=_BATCH_ROWS,
-            remove_columns=kept,
-            features=_PREPARED,
-            num_proc=None if options.workers == 1 else min(options.workers, len(source.rows)),
-            desc="preparing images",
-        )
+        with _environment_kept():
+            rows = encoded.map(
+                preparation,
+                with_indices=True,
+                batched=True,
+                batch_size=_BATCH_ROWS,
+                writer_batch_size=_BATCH_ROWS,
+                remove_columns=kept,
+                features=_PREPARED,
+                num_proc=None if options.workers == 1 else min(options.workers, len(source.rows)),
+                desc="preparing images",
+            )
     except OSError as error:  # a full disk, or no permission to write
         raise InputError(
             f"the prepared images cannot be written to {datasets.config.HF_DATASETS_CACHE} "
@@ -139,6 +142,24 @@ def load_images(options: ImagesData) -> ImageDataset:
         _usable_rows(rows, options.path),
         horizontal_flip=options.horizontal_flip,
     )
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """`datasets` sets a variable for its processes, and then puts a copy in the place of `os.environ`.
+
+    Those who hold the first one, as rich does, would not see what is set afterwards.
+    """
+    environment, name = os.environ, "TOKENIZERS_PARALLELISM"
+    before = environment.get(name)
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003  (the very same object again)
+        if before is None:
+            environment.pop(name, None)
+        else:
+            environment[name] = before
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ Shapes: B elements of a batch, C channels, (h, w) of a latent.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import pyarrow  # type: ignore[import-untyped]
@@ -69,6 +70,13 @@ class LatentsInfo:
     flips: Flips
     shards: tuple[Shard, ...]
     provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.flips not in get_args(Flips):
+            raise ValueError(f"flips must be one of {', '.join(get_args(Flips))}, got {self.flips!r}")
+        rows = sum(shard.rows for shard in self.shards)
+        if not self.shards or rows != self.rows:
+            raise ValueError(f"the shards have {rows} rows, {self.count} images are {self.rows}")
 
     @property
     def rows(self) -> int:
@@ -137,12 +145,8 @@ class LatentDataset:
         folder = Path(folder).expanduser()
         self.info = LatentsInfo.read(folder)
         self.spec = self.info.spec
-        self._rows = datasets.concatenate_datasets([_open(folder, shard) for shard in self.info.shards])
-        if len(self._rows) != self.info.rows:
-            raise InputError(
-                f"data.latents: the shards of {folder} have {len(self._rows)} rows, {INFO_NAME} says "
-                f"{self.info.rows}"
-            )
+        shards = [_open(folder, shard, self.spec.shape) for shard in self.info.shards]
+        self._rows = datasets.concatenate_datasets(shards)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -187,8 +191,8 @@ class LatentDataset:
         return torch.frombuffer(joined, dtype=torch.float32).view(-1, *self.spec.shape)
 
 
-def _open(folder: Path, shard: Shard) -> datasets.Dataset:
-    """The rows of a shard, memory-mapped."""
+def _open(folder: Path, shard: Shard, shape: tuple[int, ...]) -> datasets.Dataset:
+    """The rows of a shard of latents of this shape, memory-mapped."""
     path = folder / shard.file
     if not path.is_file():
         raise InputError(
@@ -200,4 +204,6 @@ def _open(folder: Path, shard: Shard) -> datasets.Dataset:
         raise InputError(f"data.latents: {path} is damaged ({error})") from None
     if len(rows) != shard.rows or not {"mean", "std", "label"} <= set(rows.column_names):
         raise InputError(f"data.latents: {path} is damaged: it has {len(rows)} of {shard.rows} rows")
+    if len(rows[0]["mean"]) != 4 * math.prod(shape):
+        raise InputError(f"data.latents: {path} holds latents of another shape than {INFO_NAME} says")
     return rows

@@ -74,7 +74,8 @@ class Collected:
 
     Attributes:
         count: n.
-        seconds: that getting the images took, of the slowest process.
+        images_per_second: of getting the images alone, of all processes together. Each one's first batch, for
+            which a GPU compiles and allocates, does not count where there are more.
         pooled: mean and covariance of the pooled features.
         spatial: of the spatial ones; None if they were not asked for.
         vectors: the pooled features of the first images, float32 (≤ n, d), in the order of the images.
@@ -82,7 +83,7 @@ class Collected:
     """
 
     count: int
-    seconds: float
+    images_per_second: float
     pooled: GaussianStatistics
     spatial: GaussianStatistics | None
     vectors: Tensor
@@ -144,18 +145,20 @@ def collect(
     spatial = RunningGaussian(sizes.spatial or 0)
     vectors = [torch.zeros(0, sizes.pooled)]
     logits = [torch.zeros(0, sizes.logits or 0)]
-    seconds = 0.0
+    seconds, timed = 0.0, 0
     share = processes.share(-(-count // batch_size))
     for done, batch in enumerate(share, start=1):
         numbers = range(batch * batch_size, min((batch + 1) * batch_size, count))
         start = perf_counter()
         values = images(numbers)
-        seconds += perf_counter() - start
+        if done > 1 or len(share) == 1:
+            seconds, timed = seconds + perf_counter() - start, timed + len(numbers)
         features = extractor(to_bytes(values))
         pooled.update(features.pooled)
         if kept.spatial and features.spatial is not None:
             spatial.update(features.spatial)
-        vectors.append(features.pooled[: max(kept.vectors - numbers.start, 0)].float())
+        if kept.vectors > numbers.start:  # an empty slice would keep all of its batch in memory
+            vectors.append(features.pooled[: kept.vectors - numbers.start].float())
         if kept.logits and features.logits is not None:
             logits.append(features.logits.float())
         if on_progress is not None:
@@ -163,12 +166,12 @@ def collect(
     parts = _joined(pooled, processes), _joined(spatial, processes) if kept.spatial else None
     all_vectors = processes.gather(torch.cat(vectors))
     all_logits = processes.gather(torch.cat(logits))
-    slowest = max(float(part) for part in processes.gather(torch.tensor(seconds, dtype=torch.float64)))
+    speeds = processes.gather(torch.tensor(timed / seconds if timed else 0.0, dtype=torch.float64))
     if not processes.is_first:
         return None
     return Collected(
         count,
-        slowest,
+        float(sum(speeds)),
         parts[0].statistics(),
         None if parts[1] is None else parts[1].statistics(),
         torch.cat(all_vectors),

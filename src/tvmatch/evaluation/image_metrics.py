@@ -75,7 +75,8 @@ def evaluate_features(
     Returns:
         In the first process {"provenance": what all rows have in common, "warnings": [lines], "rows":
         [{"guidance", "steps", "fid", …, "images_per_second", "provenance": one line}]}; None in others.
-        Images a second count the sampling alone, of all processes together.
+        Images a second count the sampling alone, of all processes together, without each one's first batch
+        where there are more.
 
     Raises:
         InputError: for a model that gives no images, a metric that extractor or reference do not allow, too
@@ -124,7 +125,7 @@ def evaluate_features(
             rows.append(
                 place
                 | _figures(collected, reference, chosen, extractor, model.device)
-                | {"images_per_second": count / collected.seconds}
+                | {"images_per_second": collected.images_per_second}
                 | {"provenance": provenance_line(common | place)}
             )
     return {"provenance": common, "warnings": warnings, "rows": rows} if processes.is_first else None

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
-from tvmatch.data.config import ImagesData
+from tvmatch.data.base import epoch_indices
 from tvmatch.errors import InputError
 from tvmatch.evaluation import reference_files
 from tvmatch.evaluation.collection import FeatureSizes, ImageSource, Kept, collect, feature_sizes
@@ -33,6 +33,7 @@ MOST_VECTORS = 50_000
 """Real images whose features precision and recall see, at most: a random choice of them."""
 
 _HUB_TIMEOUT = 10.0
+_MOST_WORKERS = 4  # processes that decode images, for each one that extracts features
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def load_reference(
       `arr_0`, uint8 (N, H, W, 3), or both, as the reference batches of ADM (Dhariwal and Nichol, arXiv
       2105.05233) have; or one of our own cache;
     - a .pkl file of the EDM family, {"fid": {"mu", "sigma"}, "fd_dinov2": {…}}, read without running it;
-    - images, as `ImagesData` reads them: a folder, Parquet, a ZIP, a data set on the Hub. They are cropped
-      and resized to the samples' resolution.
+    - images, as `data.image_reader.open_images` finds them: a folder, ImageNet, Parquet, a ZIP, a data set on
+      the Hub. They are decoded as they are needed, cropped and resized to the samples' resolution.
 
     Features of images are computed once: statistics, and pooled features if asked for, go to the cache, under
     a name made of all that they depend on. Files tell that they have changed by size and time.
@@ -96,8 +97,10 @@ def load_reference(
 
     Raises:
         InputError: nothing readable there, images of another resolution, statistics of another number of
-            features or another extractor, not finite or not symmetric.
+            features or another extractor, not finite or not symmetric; a batch size < 1.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size: must be at least 1, got {batch_size}")
     work = _Work(
         extractor,
         feature_sizes(extractor, shape[1], shape[2]),
@@ -135,9 +138,10 @@ def _from_npz(path: Path, work: _Work) -> Reference | None:
         stored = None
         if "mu" in file:
             stored = reference_files.read_npz(file, path, fingerprint, work.extractor, work.sizes, work.shape)
+        # Its images tell the resolution of the statistics, even where they themselves are not needed.
+        count = reference_files.check_batch(file, path, work.shape).shape[0] if "arr_0" in file else 0
         if "arr_0" not in file or (stored is not None and not work.with_vectors):
             return stored if work.processes.is_first else None
-        count = reference_files.check_batch(file, path, work.shape).shape[0]
 
         @contextmanager
         def images() -> Iterator[tuple[ImageSource, int]]:
@@ -158,41 +162,61 @@ def _from_npz(path: Path, work: _Work) -> Reference | None:
 
 
 def _from_images(path: str, split: str, work: _Work) -> Reference | None:
+    # Here, because `datasets` takes a second to import.
+    from tvmatch.data.image_batches import dead_workers_told, read_batches
+    from tvmatch.data.image_reader import open_images
+
     height, width = work.shape[1:]
     # As ImageNet is cropped for every published reference; that crop makes squares only.
     crop: Literal["dhariwal", "centre"] = "dhariwal" if height == width else "centre"
-    channels: Literal[1, 3] = 1 if work.shape[0] == 1 else 3
+    grey = work.shape[0] == 1
     facts = {
         "source": path,
         "fingerprint": source_fingerprint(path) if work.processes.is_first else None,
         "split": split,
         "crop": crop,
-        "channels": channels,
+        "channels": 1 if grey else 3,
     }
-    options = ImagesData(path, split, resolution=(height, width), channels=channels, crop=crop)
 
     @contextmanager
     def images() -> Iterator[tuple[ImageSource, int]]:
         if not work.processes.is_first:
-            work.processes.wait()  # until the first has decoded them into the cache
+            work.processes.wait()  # until the first has found them, which may take a download
         try:
-            dataset = options.load()
+            source = open_images(path, split, label_column=None)
         except InputError as error:
-            message = (
-                str(error).replace("data.path:", "reference:").replace("data.split:", "reference_split:")
-            )
-            raise InputError(message) from error
+            message = str(error).replace("data.path:", "reference:")
+            raise InputError(message.replace("data.split:", "reference_split:")) from error
         if work.processes.is_first:
             work.processes.wait()
+        # An epoch's order: every image once, and the first of them are a random choice.
+        batches = epoch_indices(len(source), 0, len(source), seed=0).split(work.batch_size)
+        own = [batches[number].tolist() for number in work.processes.share(len(batches))]
+        decoded = read_batches(source, own, (height, width), crop, min(_MOST_WORKERS, _cores()))
 
         def batch(numbers: range) -> Tensor:
-            # An epoch's order: every image once, and the first of them are a random choice.
-            step = numbers.start // work.batch_size
-            return dataset.batch(step, work.batch_size, seed=0).values[: len(numbers)]
+            read = next(decoded)  # they are asked for in turn
+            if read.problems:
+                raise InputError(f"reference: {read.problems[0]}")
+            if read.values is None or read.values.dtype != torch.uint8:
+                raise InputError(f"reference: {path} holds latents, it must hold images")
+            return (_luma(read.values) if grey else read.values) / 255
 
-        yield batch, len(dataset)
+        with dead_workers_told():
+            yield batch, len(source)
 
     return _computed(facts, images, work)
+
+
+def _cores() -> int:
+    """Of those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Grey bytes of colour ones, (B, 3, H, W) to (B, 1, H, W): ITU-R 601, rounded, as Pillow does it."""
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True).add(1 << 15).div(1 << 16, rounding_mode="floor")
 
 
 def _computed(

@@ -15,6 +15,7 @@ from tvmatch.models import DiT, DiTConfig
 from tvmatch.models.dit import PRESETS, position_table
 
 PREFIX = "model."
+MAX_DEPTH = 1_000  # blocks
 
 
 def _names(network: DiT) -> dict[str, str]:
@@ -43,6 +44,14 @@ def _names(network: DiT) -> dict[str, str]:
     return translated
 
 
+def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under names without the prefix "model."; an InputError if two tensors have one name."""
+    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    if len(theirs) < len(state_dict):
+        raise InputError(f"state_dict: it has tensors of the same name with and without {PREFIX!r}")
+    return theirs
+
+
 def network_from_authors(
     state_dict: Mapping[str, Tensor],
     *,
@@ -64,7 +73,7 @@ def network_from_authors(
         InputError: if a tensor is missing, left over, of another shape or dtype, or the positions are not
             the fixed sin-cos table of a square image.
     """
-    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    theirs = without_prefix(state_dict)
     architecture = _architecture(theirs, heads, rms_norm, qk_norm, modulation_norm)
     try:
         with torch.device("meta"):  # without memory until the tensors fit: their shapes may be anybody's
@@ -113,7 +122,7 @@ def guess_attention(state_dict: Mapping[str, Tensor]) -> tuple[int, bool]:
     Where they are, their scale has the width of a head. Else the number of heads is that of the preset of
     this hidden size, or such that a head is 64 wide.
     """
-    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    theirs = without_prefix(state_dict)
     hidden_size = max([1, *theirs.get("x_embedder.proj.weight", torch.empty(0)).shape[:1]])
     scale = theirs.get("blocks.0.attn.q_norm.weight")
     if scale is not None and scale.ndim == 1 and len(scale) > 0:
@@ -135,7 +144,9 @@ def _architecture(
         mlp_size = theirs["blocks.0.mlp.fc1.weight"].shape[0]
         frequencies = theirs["t_embedder.mlp.0.weight"].shape[1] // 2
         depth = 1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("blocks."))
-        if min(hidden_size, channels, patch_size, side, mlp_size, frequencies) < 1 or depth > len(theirs):
+        table = theirs.get("y_embedder.embedding_table.weight")
+        class_count = 0 if table is None else table.shape[0] - 1
+        if min(hidden_size, channels, patch_size, side, mlp_size, frequencies) < 1 or depth > MAX_DEPTH:
             raise ValueError
     except KeyError as missing:
         raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
@@ -144,7 +155,6 @@ def _architecture(
             "state_dict: not the names and shapes of a DiT: x_embedder.proj.weight (C, channels, p, p), "
             "pos_embed (1, N, C), blocks.0.mlp.fc1.weight (hidden, C), …"
         ) from None
-    table = theirs.get("y_embedder.embedding_table.weight")
     config = DiTConfig(
         hidden_size=hidden_size,
         depth=depth,
@@ -157,7 +167,7 @@ def _architecture(
         modulation_norm=modulation_norm,
         guidance_embedding="guidance_embedder.mlp.0.weight" in theirs,
     )
-    return config, (channels, side, side), 0 if table is None else table.shape[0] - 1
+    return config, (channels, side, side), class_count
 
 
 def network_to_authors(

@@ -111,8 +111,8 @@ class TVMPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: folder, or "user/name" on the Hub.
-            **options: those of `DiffusionPipeline.from_pretrained`, such as `torch_dtype`, `revision` and
-                `token`, or a component to take in place of the saved one.
+            **options: those of `DiffusionPipeline.from_pretrained`, such as `dtype` (once `torch_dtype`),
+                `revision` and `token`, or a component to take in place of the saved one.
 
         Raises:
             InputError: if there is no such pipeline, or a file is missing, truncated, mismatched or names
@@ -145,6 +145,12 @@ class TVMPipeline(DiffusionPipeline):
             message = " ".join(str(error).split())
             raise InputError(f"{folder}: not a pipeline that can be loaded ({message})") from None
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> "TVMPipeline":
+        """As in diffusers, which alone would drop an autoencoder of a class that no signature names."""
+        pipe: TVMPipeline = super().from_pipe(pipeline, **{"vae": pipeline.components.get("vae")} | options)
+        return pipe
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, **options: Any
@@ -203,6 +209,8 @@ class TVMPipeline(DiffusionPipeline):
         """
         model = self._model
         self._check_output_type(output_type)
+        if batch_size is not None:
+            batch_size = _whole("batch_size", batch_size)
         if class_labels is None and batch_size is None:
             if model.spec.class_names is not None:
                 raise InputError("class_labels: name a class for each image, or give a batch_size, got None")

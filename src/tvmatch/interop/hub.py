@@ -1,8 +1,8 @@
 """Trained models on the Hugging Face Hub: weights as safetensors, a description, a model card.
 
 A repository holds `model.json` and `model.safetensors`, which `tvmatch.load` reads, `README.md` (the card),
-and where they were given `samples.png`, figures and the autoencoder, in diffusers' layout. Only names
-on a fixed list are downloaded, and nothing of a repository is executed.
+and where they were given `samples.png`, figures, the run's configuration and the autoencoder, in diffusers'
+layout. Only names on a fixed list are downloaded, and nothing of a repository is executed.
 """
 
 import json
@@ -41,6 +41,7 @@ def save_pretrained(
     *,
     metrics: Sequence[str | Path] = (),
     samples: "Image | str | Path | None" = None,
+    config: str | Path | None = None,
     autoencoder: "Autoencoder | None" = None,
     license: str | None = None,
     repo_id: str | None = None,
@@ -53,6 +54,7 @@ def save_pretrained(
         metrics: files of figures that `tvmatch evaluate` wrote (metrics.json, metrics_inception.json, …), to
             be kept beside the model and shown on the card.
         samples: a picture for the card, or the path of a PNG; `tvmatch.pictures.image_grid` draws one.
+        config: the config.yaml of the run, to be kept beside the model and shown on the card.
         autoencoder: of a model of latents, to put beside it (`model.decoder`, if it came from
             `load_autoencoder`). Without it the folder names the one that the latents were made with.
         license: of the weights, as the Hub writes it, such as "cc-by-4.0".
@@ -73,7 +75,15 @@ def save_pretrained(
         autoencoder.check(model.spec.autoencoder)
     with new_folder(folder) as unfinished:
         model.save(unfinished)
-        write_card(model, unfinished, metrics=metrics, samples=samples, license=license, repo_id=repo_id)
+        write_card(
+            model,
+            unfinished,
+            metrics=metrics,
+            samples=samples,
+            config=config,
+            license=license,
+            repo_id=repo_id,
+        )
         if autoencoder is not None:
             autoencoder.network.save_pretrained(unfinished / AUTOENCODER, safe_serialization=True)
 
@@ -84,11 +94,12 @@ def write_card(
     *,
     metrics: Sequence[str | Path] = (),
     samples: "Image | str | Path | None" = None,
+    config: str | Path | None = None,
     license: str | None = None,
     repo_id: str | None = None,
     pipeline: bool = False,
 ) -> None:
-    """Write `README.md`, figures and `samples.png` into an existing folder; see `save_pretrained`.
+    """Write the card and the files that go with it into an existing folder; see `save_pretrained`.
 
     Args:
         pipeline: whether the folder holds a pipeline of `tvmatch.diffusers`.
@@ -100,10 +111,13 @@ def write_card(
         shutil.copyfile(samples, folder / "samples.png")
     elif samples is not None:
         samples.save(folder / "samples.png", format="PNG")
+    if config is not None:
+        shutil.copyfile(config, folder / "config.yaml")
     card = model_card(
         model,
         metrics=figures,
         samples=samples is not None,
+        config=None if config is None else Path(config).read_text(encoding="utf-8"),
         license=license,
         repo_id=repo_id,
         pipeline=pipeline,
@@ -132,6 +146,7 @@ def push_to_hub(
     commit_message: str = "Upload a model of tvmatch",
     metrics: Sequence[str | Path] = (),
     samples: "Image | str | Path | None" = None,
+    config: str | Path | None = None,
     autoencoder: "Autoencoder | None" = None,
     license: str | None = None,
 ) -> str:
@@ -143,7 +158,7 @@ def push_to_hub(
         private: whether a new repository is.
         token: of the Hub; by default that of `hf auth login`.
         commit_message: of the commit.
-        metrics, samples, autoencoder, license: as for `save_pretrained`.
+        metrics, samples, config, autoencoder, license: as for `save_pretrained`.
 
     Returns:
         The repository's address.
@@ -159,6 +174,7 @@ def push_to_hub(
             folder,
             metrics=metrics,
             samples=samples,
+            config=config,
             autoencoder=autoencoder,
             license=license,
             repo_id=repo_id,
@@ -280,12 +296,18 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         address = f"https://huggingface.co/{repo_id}"
         raise InputError(f"{repo_id}: gated; ask for access at {address}, then `hf auth login`") from None
     except errors.RepositoryNotFoundError:
-        raise InputError(f"{repo_id}: no such repository on the Hub, or no access to it") from None
+        raise InputError(
+            f"{repo_id}: neither a folder here nor a repository on the Hub that you have access to"
+        ) from None
     except errors.RevisionNotFoundError:
         raise InputError(f"{repo_id}: the Hub has no such revision of it") from None
     except errors.LocalTokenNotFoundError:
         raise InputError("token: give a token of the Hub, or log in with `hf auth login`") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise InputError(f"{repo_id}: not in the cache, and the Hub cannot be reached") from None
+    except errors.LocalEntryNotFoundError:
+        raise InputError(
+            f"{repo_id}: neither a folder here nor in the cache of the Hub, which cannot be reached"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise InputError(f"{repo_id}: the Hub cannot be reached, HF_HUB_OFFLINE is set") from None
     except Exception as error:  # of its HTTP client, which is another in each generation, or a full disk
         raise InputError(f"{repo_id}: the Hub's client reports: {' '.join(str(error).split())}") from error

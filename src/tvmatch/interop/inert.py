@@ -1,6 +1,7 @@
 """What a pickle is made of when nothing of it is run, and what stands in for containers and arrays."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,11 +55,12 @@ def shown(text: object) -> str:
 
 
 def key(value: Any) -> Any:
-    """A dict's key or a set's element; `Refused` for one whose hash could take long or recurse deeply."""
+    """A dict's key or a set's element; `Refused` for one whose hash takes long, or is also that of others."""
     parts = value if type(value) is tuple else (value,)
-    simple = str | bytes | int | float | complex | None | Inert | Global
-    if not all(isinstance(part, simple) for part in parts):
-        raise Refused(f"a pickle with a key of type {type(value).__name__}")
+    simple = str | bytes | int | float | None | Inert | Global
+    long = any(isinstance(part, int) and abs(part) >= sys.hash_info.modulus for part in parts)
+    if long or not all(isinstance(part, simple) for part in parts):
+        raise Refused(f"a pickle with an unusual key of type {type(value).__name__}")
     return value
 
 

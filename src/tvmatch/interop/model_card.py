@@ -14,6 +14,7 @@ def model_card(
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     samples: bool = False,
+    config: str | None = None,
     license: str | None = None,
     repo_id: str | None = None,
     pipeline: bool = False,
@@ -24,6 +25,7 @@ def model_card(
         model: to be described.
         metrics: figures as `tvmatch evaluate` writes them.
         samples: whether there is a samples.png to show.
+        config: the text of the run's config.yaml, which is beside the card.
         license: of the weights, as the Hub writes it.
         repo_id: "user/name" on the Hub, for the example.
         pipeline: whether the folder is a pipeline of `tvmatch.diffusers`, not a model for `tvmatch.load`.
@@ -37,13 +39,10 @@ def model_card(
         pipeline_tag="unconditional-image-generation" if images else None,
         license=license,
     )
-    recipe = model.provenance.get("recipe")
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {_title(model)}",
-        "A generator for one or a few network evaluations, made by Terminal Velocity Matching "
-        "([arXiv 2511.19797](https://arxiv.org/abs/2511.19797)) with `tvmatch`"
-        + (f", recipe `{recipe}`." if recipe else "."),
+        _origin(model),
     ]
     if samples:
         parts.append("![Samples](samples.png)")
@@ -55,6 +54,12 @@ def model_card(
     ]
     if metrics:
         parts += ["## Figures", *(part for content in metrics for part in _figures(content))]
+    if config is not None:
+        parts += [
+            "## Recipe",
+            "The configuration of the run, `config.yaml`:",
+            f"```yaml\n{config.strip()}\n```",
+        ]
     if model.provenance:
         text = json.dumps(model.provenance, indent=1, ensure_ascii=False, default=str)
         parts += ["## Provenance", f"```json\n{text}\n```"]
@@ -64,7 +69,25 @@ def model_card(
 def _title(model: TrainedModel) -> str:
     shape = model.spec.shape if model.spec.autoencoder is None else model.spec.autoencoder.image_shape
     what = "points" if model.spec.kind == "points" else "images"
-    return f"One-step generator of {what}, {'×'.join(map(str, shape))}"
+    generator = "Generator" if _is_imported(model) else "One-step generator"
+    return f"{generator} of {what}, {'×'.join(map(str, shape))}"
+
+
+def _is_imported(model: TrainedModel) -> bool:
+    """Whether others trained it, by a method that its file does not tell."""
+    return "imported_from" in model.provenance and model.step == 0
+
+
+def _origin(model: TrainedModel) -> str:
+    if _is_imported(model):
+        source = model.provenance["imported_from"]
+        return f"A network that others trained, imported from `{source}` by `tvmatch`."
+    recipe = model.provenance.get("recipe")
+    return (
+        "A generator for one or a few network evaluations, made by Terminal Velocity Matching "
+        "([arXiv 2511.19797](https://arxiv.org/abs/2511.19797)) with `tvmatch`"
+        + (f", recipe `{recipe}`." if recipe else ".")
+    )
 
 
 def _usage(model: TrainedModel, name: str, pipeline: bool) -> str:
@@ -121,10 +144,10 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "provenance"))
     cells = [tuple(_shown(row.get(name, "")) for name in columns) for row in rows]
     table = [_table(tuple(_words(name) for name in columns), cells)] if columns else []
-    facts = [
-        f"{_words(name)}: {_shown(value)}"
+    facts = [  # not what the card says of the model, nor its place on the machine where it was measured
+        f"{'training steps' if name == 'steps' else _words(name)}: {_shown(value)}"
         for name, value in metrics.items()
-        if isinstance(value, str | int | float)
+        if isinstance(value, str | int | float) and name not in ("checkpoint", "parameters", "train_seconds")
     ]
     lines = [
         *(str(row["provenance"]) for row in rows if "provenance" in row),

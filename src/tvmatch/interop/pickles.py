@@ -30,6 +30,7 @@ __all__ = ["CONTAINERS", "NUMPY_ARRAYS", "Inert", "Refused", "StandIns", "restri
 
 MAX_OPERATIONS = 4_000_000  # a network of a thousand tensors takes less than a hundred thousand
 MAX_NESTING = 500
+MAX_USES = 4  # how often all of a file may be handed to stand-ins, which copy what they are given
 LONG_READ = 1 << 20  # bytes
 LONGEST_LINE = 1 << 26  # bytes, of text in pickles of protocol 0
 
@@ -49,7 +50,8 @@ def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
 
     Raises:
         InputError: for a name that is not allowed, arguments that a stand-in does not take, a truncated
-            pickle or something else, one of absurd length or nesting, or a file that cannot be read.
+            pickle or something else, one of absurd length or nesting or that unfolds to far more than its
+            size, or a file that cannot be read.
     """
     try:
         return load(Stream(memoryview(data) if isinstance(data, bytes) else map_file(data)), allowed)
@@ -108,7 +110,7 @@ def load(stream: Stream, allowed: StandIns, persistent: Callable[[Any], Any] | N
     Raises:
         Refused: in place of an `InputError`.
     """
-    machine = _Machine(allowed, persistent)
+    machine = _Machine(allowed, persistent, LONG_READ + MAX_USES * len(stream.data))
     operations = pickletools.genops(cast(IO[bytes], stream))
     for _ in range(MAX_OPERATIONS):
         try:
@@ -145,6 +147,7 @@ _COLLECTED: dict[str, Callable[[list[Any]], Any]] = {
     "FROZENSET": lambda items: frozenset(map(key, items)),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LONG = (str, bytes, bytearray, memoryview, list, tuple, dict)
 _FROM_MEMO = {"GET", "BINGET", "LONG_BINGET"}
 _TO_MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
 
@@ -152,9 +155,10 @@ _TO_MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
 class _Machine:
     """Stack, marks and memo of one pickle. All that is on the stack is plain data or a stand-in's result."""
 
-    def __init__(self, allowed: StandIns, persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(self, allowed: StandIns, persistent: Callable[[Any], Any] | None, budget: int) -> None:
         self.allowed = allowed
         self.persistent = persistent
+        self.budget = budget  # of letters, bytes and elements that stand-ins may still be given
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -190,7 +194,10 @@ class _Machine:
                 raise Refused("a damaged pickle: it refers to what is not there")
             self.stack.append(self.memo[int(argument)])
         elif name in _TO_MEMO or name == "MEMOIZE":
-            self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = self._top()
+            place = len(self.memo) if name == "MEMOIZE" else int(argument)
+            if not 0 <= place < MAX_OPERATIONS:
+                raise Refused("a damaged pickle: it numbers its objects beyond their number")
+            self.memo[place] = self._top()
         elif name not in ("PROTO", "FRAME"):
             self._rarer_step(name, argument)
 
@@ -223,9 +230,11 @@ class _Machine:
             case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
                 keywords = self.pop() if name == "NEWOBJ_EX" else {}
                 arguments, called = self.pop(), self.pop()
+                self._spend(arguments, keywords)
                 self.stack.append(_call(called, arguments, keywords))
             case "BUILD":
                 state = self.pop()
+                self._spend(state)
                 _set_state(self._top(), state)
             case "PERSID" | "BINPERSID" if self.persistent is not None:
                 self.stack.append(self.persistent(argument if name == "PERSID" else self.pop()))
@@ -236,6 +245,15 @@ class _Machine:
         value = self.pop()
         self.stack.append(value)
         return value
+
+    def _spend(self, *given: Any) -> None:
+        """Refuse what hands the same long piece to a stand-in over and over, each time for another copy."""
+        for whole in given:
+            if isinstance(whole, tuple):
+                self.budget -= sum(len(part) for part in whole if isinstance(part, _LONG))
+            self.budget -= len(whole) if isinstance(whole, tuple | dict) else 0
+        if self.budget < 0:
+            raise Refused("a pickle that unfolds to far more than its size")
 
     def _global(self, module: Any, name: Any) -> Global:
         if not (isinstance(module, str) and isinstance(name, str)):

@@ -71,7 +71,14 @@ def check_autoencoder(vae: Any, spec: DataSpec) -> None:
     if vae.dtype == torch.float32 and vae.device.type != "meta":
         from tvmatch.data.autoencoder import Autoencoder
 
-        Autoencoder(vae, "vae").check(spec.autoencoder)
+        try:
+            Autoencoder(vae, "vae").check(spec.autoencoder)
+        except InputError as error:
+            for dtype in (torch.bfloat16, torch.float16):
+                if all(torch.equal(weights, weights.to(dtype).float()) for weights in vae.parameters()):
+                    hint = f"; these were saved in half precision, which dtype={dtype} loads unchecked"
+                    raise InputError(f"{error}{hint}") from None
+            raise
 
 
 def check_index(folder: Path) -> None:

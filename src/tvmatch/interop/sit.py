@@ -12,17 +12,33 @@ import torch
 from torch import Tensor
 
 from tvmatch.errors import InputError
-from tvmatch.interop.authors import PREFIX, network_from_authors
+from tvmatch.interop.authors import guess_attention, network_from_authors, without_prefix
 from tvmatch.models import DiT
 
 TIME_LAYER = "t_embedder.mlp.0.weight"
 DURATION = "s_embedder.mlp"
+XL_SIZE = 1152  # heads 72 wide (DiT, arXiv 2212.09748, Table 1)
+_RANKS = {
+    "x_embedder.proj.weight": 4,
+    TIME_LAYER: 2,
+    "t_embedder.mlp.2.weight": 2,
+    "final_layer.linear.weight": 2,
+    "final_layer.linear.bias": 1,
+}
 
 
 def is_sit(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of a DiT with one time."""
-    names = {name.removeprefix(PREFIX) for name in state_dict}
+    names = without_prefix(state_dict)
     return TIME_LAYER in names and f"{DURATION}.0.weight" not in names
+
+
+def sit_heads(state_dict: Mapping[str, Tensor]) -> int:
+    """Attention heads of a SiT, which no tensor tells: 16 in XL, unlike ours; else `guess_attention`."""
+    theirs = without_prefix(state_dict)
+    table = theirs.get("x_embedder.proj.weight")
+    hidden_size = table.shape[0] if table is not None and table.ndim else 0
+    return 16 if hidden_size == XL_SIZE else guess_attention(theirs)[0]
 
 
 def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time: Literal[0, 1] = 1) -> DiT:
@@ -42,15 +58,17 @@ def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time:
     Raises:
         InputError: if a tensor is missing, left over, or of another shape; see `network_from_authors`.
     """
-    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
-    try:
-        expand, project = theirs[TIME_LAYER], theirs["t_embedder.mlp.2.weight"]
-        weight, bias = theirs["final_layer.linear.weight"], theirs["final_layer.linear.bias"]
-        _, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
-    except KeyError as missing:
-        raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
-    except ValueError:
-        raise InputError("state_dict: x_embedder.proj.weight must have shape (C, channels, p, p)") from None
+    theirs = without_prefix(state_dict)
+    for name, rank in _RANKS.items():
+        if name not in theirs:
+            raise InputError(f"state_dict: missing tensor {name}")
+        if theirs[name].ndim != rank or 0 in theirs[name].shape:
+            raise InputError(f"state_dict: {name} is of shape {tuple(theirs[name].shape)}")
+    expand, project = theirs[TIME_LAYER], theirs["t_embedder.mlp.2.weight"]
+    weight, bias = theirs["final_layer.linear.weight"], theirs["final_layer.linear.bias"]
+    _, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
+    if expand.shape[1] % 2:
+        raise InputError(f"state_dict: {TIME_LAYER} takes {expand.shape[1]} features, half of them cosines")
     weight, bias = (_velocity_rows(rows, channels, patch_size) for rows in (weight, bias))
     if data_time == 1:
         weight, bias = -weight, -bias

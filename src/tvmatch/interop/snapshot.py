@@ -4,6 +4,7 @@ The TVM authors' snapshots are pickles of whole Python objects, which carry thei
 (`torch_utils.persistence`). Only the tensors in them are used; the code is not even looked at.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from tvmatch.errors import InputError
 from tvmatch.interop.authors import guess_attention, network_from_authors
 from tvmatch.interop.inert import NUMPY_ARRAYS, Inert, Refused, shown
 from tvmatch.interop.pickles import Stream, load, map_file
-from tvmatch.interop.sit import is_sit, network_from_sit
+from tvmatch.interop.sit import is_sit, network_from_sit, sit_heads
 from tvmatch.interop.torch_files import TENSORS, StoredTensor, is_torch_file, load_torch
 from tvmatch.models import DiT
 
@@ -235,6 +236,11 @@ def _tensors(stored: dict[Any, Any]) -> dict[str, Tensor]:
     for name, value in stored.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise Refused(f"{shown(name)} is {_kind(value)} where a tensor was expected")
+    # No two weights of a network share numbers; views of one storage could be a network of any size.
+    needed = sum(math.prod(value.shape) * value.storage.dtype.itemsize for value in stored.values())
+    there = sum(x.count * x.dtype.itemsize for x in {value.storage for value in stored.values()})
+    if needed > there:
+        raise Refused(f"its tensors overlap: they take {needed:,} bytes, of which the file has {there:,}")
     return _unwrapped({name: value.tensor() for name, value in stored.items()})
 
 
@@ -286,11 +292,12 @@ def import_network(
     if broken:
         raise InputError(f"state_dict: numbers that are not finite in {len(broken)} tensors, {broken[:3]}")
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
-    guessed_heads, qk_norm = guess_attention(single)
-    heads = guessed_heads if heads is None else heads
     is_flow = is_sit(single)
     if is_flow:
+        heads = sit_heads(single) if heads is None else heads
         network = network_from_sit(single, heads=heads, data_time=data_time)
     else:
+        guessed_heads, qk_norm = guess_attention(single)
+        heads = guessed_heads if heads is None else heads
         network = network_from_authors(single, heads=heads, qk_norm=qk_norm, modulation_norm=modulation_norm)
     return ImportedNetwork(network.requires_grad_(False).eval(), is_flow, tuple(dtypes))

@@ -64,7 +64,17 @@ class StoredTensor:
         Refused: if shape, strides and offset are not those of a tensor within the storage.
     """
 
-    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
+    def __init__(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: Any = None,
+        hooks: Any = None,
+        metadata: Any = None,
+        /,
+    ) -> None:
         if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
             raise TypeError
         sizes = (offset, *shape, *strides)
@@ -72,6 +82,10 @@ class StoredTensor:
             type(size) is int and 0 <= size < 1 << 48 for size in sizes
         ):
             raise Refused("a tensor of impossible shape")
+        if math.prod(max(size, 1) for size in shape) >= 1 << 48:  # without numbers, if one size is 0
+            raise Refused("a tensor of impossible shape")
+        if metadata:
+            raise Refused("a tensor that is marked as negated, conjugated or otherwise special")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         # The second: a stride of 0 repeats numbers without end.
         if 0 not in shape and max(last + 1, math.prod(shape)) > storage.count:
@@ -187,7 +201,8 @@ def _load_legacy(data: memoryview, allowed: StandIns) -> Any:
 
     content = load(stream, allowed, persistent)
     keys = load(stream, {})
-    if not isinstance(keys, list) or len(keys) != len(storages) or set(map(str, keys)) != storages.keys():
+    are_text = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not are_text or len(keys) != len(storages) or set(keys) != storages.keys():
         raise Refused("a damaged file of torch.save: its storages are not those that it uses")
     for key in keys:
         storage = storages[key]

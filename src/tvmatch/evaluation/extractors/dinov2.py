@@ -90,7 +90,7 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
         _fit_positions(network)
     except Exception as error:  # of transformers, safetensors and json
         raise InputError(f"extractor weights: {folder} holds no DINOv2 network: {one_line(error)}") from error
-    return Dinov2Extractor(network, hash_files(files), device)
+    return Dinov2Extractor(network, hash_files([folder / "config.json", *files]), device)
 
 
 def _fetched(source: str) -> Path:
