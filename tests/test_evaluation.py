@@ -494,3 +494,22 @@ class TestReport:
         table = metrics_table({"real_wasserstein2": 0.1, "nfe": {"2": {"wasserstein2": 0.2}}})
         assert [column.header for column in table.columns] == ["steps", "wasserstein2"]
         assert table.caption == "real wasserstein2 0.1"
+
+
+def test_an_eigendecomposition_that_gives_up_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK's divide and conquer fails on some covariance of 2,048 features of which 12 are not zero."""
+    vectors = torch.randn(8, 20, generator=generator(0, "vectors"), dtype=torch.float64)
+    vectors[:, 5:] = 0
+    covariance, other = vectors.T.cov(), torch.eye(20, dtype=torch.float64)
+    expected = frechet_distance(
+        GaussianStatistics(vectors.mean(0), covariance), GaussianStatistics(torch.zeros(20), other)
+    )
+
+    def fails(matrix: Tensor) -> None:
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    again = frechet_distance(
+        GaussianStatistics(vectors.mean(0), covariance), GaussianStatistics(torch.zeros(20), other)
+    )
+    assert again == pytest.approx(expected, rel=1e-12)  # two float64 algorithms of 20 × 20 numbers

@@ -36,11 +36,27 @@ class GaussianStatistics:
         """
         if self.factor is not None:
             return self.factor
-        eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance)
+        eigenvalues, eigenvectors = _eigh(self.covariance)
         rounding = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
         kept = eigenvalues > rounding.clamp(min=0)
         root: Tensor = eigenvectors[:, kept] * eigenvalues[kept].sqrt()
         return root
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, which always converges.
+
+    LAPACK's divide and conquer, PyTorch's way, at times gives up on the covariance of far fewer vectors than
+    features, nearly all of whose eigenvalues are zero; its QR iteration does not, and takes some times longer.
+    """
+    try:
+        eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        import scipy.linalg  # slow to import, and seldom needed
+
+        values, vectors = scipy.linalg.eigh(matrix.numpy(), driver="ev")
+        eigenvalues, eigenvectors = torch.from_numpy(values), torch.from_numpy(vectors)
+    return eigenvalues, eigenvectors
 
 
 def fit_gaussian(features: Tensor) -> GaussianStatistics:
