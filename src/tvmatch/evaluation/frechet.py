@@ -47,7 +47,7 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, which always converges.
 
     LAPACK's divide and conquer, PyTorch's way, at times gives up on the covariance of far fewer vectors than
-    features, nearly all of whose eigenvalues are zero; its QR iteration does not, and takes some times longer.
+    features, nearly all of whose eigenvalues are zero; its slower QR iteration does not.
     """
     try:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
