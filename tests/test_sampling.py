@@ -17,7 +17,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
 from tvmatch.seeds import fold, generator
 
-PATHS = st.lists(st.integers(0, 2**70) | st.text(max_size=4), max_size=4)
+PATHS = st.lists(st.integers(0, 2**70) | st.text(min_size=1, max_size=4), max_size=4)
 
 
 @given(first=st.tuples(st.integers(0, 2**70), PATHS), second=st.tuples(st.integers(0, 2**70), PATHS))
@@ -200,3 +200,9 @@ def test_sampling_leaves_no_graph_and_keeps_the_noise() -> None:
     states = sample_trajectory(FlowMap(GaussianFlow()), before, (1, 0))
     assert not states.requires_grad
     assert torch.equal(before, noise)
+
+
+def test_an_empty_name_is_none() -> None:
+    """Its checksum is 0, so that it would be the stream of the number 0."""
+    with pytest.raises(ValueError, match="empty"):
+        fold(0, "noise", "")

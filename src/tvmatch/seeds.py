@@ -21,8 +21,10 @@ def fold(seed: int, *path: int | str) -> int:
         path: strings and non-negative integers that name the stream.
 
     Raises:
-        ValueError: if `seed` or a number of the path is negative.
+        ValueError: if `seed` or a number of the path is negative, or a string of it is empty.
     """
+    if any(isinstance(part, str) and not part for part in path):  # its checksum is 0, the number
+        raise ValueError(f"a name in the path is empty, got {(seed, *path)}")
     parts = (zlib.crc32(part.encode()) if isinstance(part, str) else operator.index(part) for part in path)
     words = [operator.index(seed), *parts]
     if min(words) < 0:
