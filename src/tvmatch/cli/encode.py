@@ -22,6 +22,7 @@ from tvmatch.data.autoencoder import load_autoencoder
 from tvmatch.data.config import LatentsData
 from tvmatch.data.encode import MEASURED, WHOLE, Encoder, Normalization, Part
 from tvmatch.data.encoding_settings import EncodingOptions
+from tvmatch.data.image_batches import available_cores
 from tvmatch.data.image_reader import open_images
 from tvmatch.data.latents import INFO_NAME, Flips, LatentsInfo
 from tvmatch.data.pixels import Crop
@@ -114,7 +115,7 @@ def _parser() -> OneLineParser:
     add(
         "--workers",
         type=int,
-        default=min(4, _cores()),  # PyTorch warns of more than there are cores
+        default=min(4, available_cores()),  # PyTorch warns of more than there are cores
         help="processes that read images (default: 4, or the number of cores if fewer)",
     )
     add(
@@ -131,11 +132,6 @@ def _parser() -> OneLineParser:
         help="error (default), or skip images that cannot be read",
     )
     return parser
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _encoder(parsed: Any, out: Path) -> Encoder:

@@ -104,7 +104,7 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
             "reference: name real images or their statistics, --reference PATH; only the Inception Score can "
             "do without (--metrics is)"
         )
-    guidance = None if parsed.guidance is None else _weights(parsed.guidance)
+    guidance = None if parsed.guidance is None else options.numbers("guidance", parsed.guidance, "1.5,2")
     batch_size = BATCH_SIZE if parsed.batch_size is None else parsed.batch_size
     count = SAMPLES if parsed.samples is None else parsed.samples
     check_request(
@@ -192,13 +192,6 @@ def _is_ours(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"provenance", "rows"} <= content.keys()
-
-
-def _weights(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"guidance: must be numbers like 1.5,2, got {text!r}") from None
 
 
 def _quiet_data_sets(processes: Processes) -> None:

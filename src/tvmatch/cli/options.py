@@ -30,12 +30,12 @@ def step_counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Floating-point numbers from "1,0.5,0"."""
+def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+    """Floating-point numbers of an option from "1,0.5,0"; an InputError shows the example."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"times: must be numbers like 1,0.5,0, got {text!r}") from None
+        raise InputError(f"{option}: must be numbers like {example}, got {text!r}") from None
 
 
 def names(text: str) -> list[str]:

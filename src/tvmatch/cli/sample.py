@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
 
     if parsed.times is not None and parsed.steps is not None:
         raise InputError("times: give a grid of times or a number of --steps, not both")
-    times = None if parsed.times is None else options.numbers(parsed.times)
+    times = None if parsed.times is None else options.numbers("times", parsed.times, "1,0.5,0")
     counts = options.step_counts("1" if parsed.steps is None else parsed.steps)
     model = options.load_model(parsed.checkpoint, parsed.device, parsed.autoencoder)
     default = "samples.npz" if model.spec.kind == "points" else "samples.png"

@@ -1,5 +1,6 @@
 """Images of a data set decoded by processes of their own, in batches whose order is given."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ class ImageBatch(NamedTuple):
     numbers: tuple[int, ...]
     values: Tensor | None
     problems: tuple[str, ...]
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_batches(
