@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
@@ -168,6 +169,7 @@ class Trainer:
         """Refuse to go on with another network, data set or parameterisation than the checkpoint's."""
         saved = read_json(folder / "model.json", MODEL_FORMAT)
         ours = json.loads(json.dumps(self.trained_model().describe()))
+        _take_rounding(saved.get("data"), ours["data"])
         for key in ("network", "data", "scaled", "guidance"):
             if saved.get(key) != ours[key]:
                 raise InputError(f"{folder}: {_difference(key, saved.get(key), ours[key])}")
@@ -306,6 +308,15 @@ def _difference(key: str, saved: Any, ours: Any) -> str:
         name = next(name for name in (ours | saved) if saved.get(name) != ours.get(name))
         key, saved, ours = f"{key}.{name}", saved.get(name), ours.get(name)
     return f"its {key} is {saved}, the configuration's {ours}"
+
+
+def _take_rounding(saved: Any, ours: dict[str, Any]) -> None:
+    """Take the checkpoint's digits of a normalisation that is the same but for its rounding, in place."""
+    scale = ours["std"]
+    for name in ("mean", "std"):
+        numbers = saved.get(name) if isinstance(saved, dict) else None
+        if isinstance(numbers, list) and all(isinstance(x, int | float) and abs(x) < 1e15 for x in numbers):
+            ours[name] = numbers if agree(numbers, ours[name], scale) else ours[name]
 
 
 def _scalars(result: StepResult) -> dict[str, float]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tvmatch.data.spec import DataSpec
+from tvmatch.data.spec import DataSpec, agree
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap, per_sample
@@ -89,7 +89,8 @@ def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -
     """Refuse a checkpoint of data of another kind, shape, normalisation or autoencoder, by InputError."""
     for name in ("kind", "shape", "mean", "std"):
         there, here = getattr(theirs, name), getattr(ours, name)
-        if there != here:
+        same = agree(there, here, ours.std) if name in ("mean", "std") else there == here
+        if not same:
             raise InputError(f"{option}: the data's {name} is {there} in {path}, here it is {here}")
     if theirs.autoencoder is not None and ours.autoencoder is not None:
         known = theirs.autoencoder.fingerprint and ours.autoencoder.fingerprint
