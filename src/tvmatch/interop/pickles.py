@@ -14,11 +14,13 @@ from typing import IO, Any, cast
 import numpy as np
 
 from tvmatch.errors import InputError
+from tvmatch.files import LFS_POINTER, is_lfs_pointer
 from tvmatch.interop.inert import (
     CONTAINERS,
     NUMPY_ARRAYS,
     Global,
     Inert,
+    InertObject,
     Refused,
     StandIns,
     fill_array,
@@ -60,14 +62,21 @@ def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
 
 
 def map_file(path: Path) -> memoryview:
-    """A file's bytes, read-only, taken from the disk where they are looked at; `Refused` if it has none."""
+    """A file's bytes, read-only, taken from the disk where they are looked at.
+
+    Raises:
+        Refused: if it cannot be read, is empty, or is a Git LFS pointer.
+    """
     try:
         with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise Refused(error.strerror or str(error)) from None
     except ValueError:
         raise Refused("the file is empty") from None
+    if is_lfs_pointer(data):
+        raise Refused(LFS_POINTER)
+    return data
 
 
 class Stream:
@@ -289,17 +298,25 @@ _UNFIT = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
 
 def _call(called: Any, arguments: Any, keywords: Any) -> Any:
     """What the stand-in of a global makes of its arguments."""
-    if type(called) is not Global:
+    if isinstance(called, Global):
+        stand_in = called.stand_in
+    elif isinstance(called, InertObject):
+        stand_in = called.called
+    else:
         raise Refused("a damaged pickle: it calls what is not a name")
     names_are_text = type(keywords) is dict and all(type(name) is str for name in keywords)
     if type(arguments) is not tuple or not names_are_text:
-        raise Refused(f"a damaged pickle: {shown(called)} called without a list of arguments")
+        raise Refused(f"a damaged pickle: {_name(called)} called without a list of arguments")
     try:
-        return called.stand_in(*arguments, **keywords)
+        return stand_in(*arguments, **keywords)
     except Refused:
         raise
     except _UNFIT:
-        raise Refused(f"{shown(called)} with arguments that it does not take") from None
+        raise Refused(f"{_name(called)} with arguments that it does not take") from None
+
+
+def _name(called: Global | InertObject) -> str:
+    return shown(called if isinstance(called, Global) else called.class_name)
 
 
 def _set_state(target: Any, state: Any) -> None:

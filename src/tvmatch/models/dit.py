@@ -229,7 +229,8 @@ class DiT(nn.Module):
             Of x's shape and dtype; a `Dual` if x, t or s is one.
 
         Raises:
-            ValueError: if x is not of the network's shape, or labels are given to a network without classes.
+            ValueError: if x is not of the network's shape, labels are given to a network without classes, or
+                left out for one that was trained without dropped labels.
         """
         has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
         x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)

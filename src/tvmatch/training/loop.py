@@ -108,6 +108,7 @@ class Trainer:
             self.dataset.spec,
             objective.guidance_weight,
             scaled=objective.scaled,
+            label_dropout=objective.label_dropout,
             device=self.device,
         )
 

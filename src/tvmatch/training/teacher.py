@@ -58,7 +58,13 @@ class GuidedTeacher(nn.Module):
 
 
 def load_teacher(
-    path: str, spec: DataSpec, guidance: Guidance, *, scaled: bool, device: torch.device
+    path: str,
+    spec: DataSpec,
+    guidance: Guidance,
+    *,
+    scaled: bool,
+    label_dropout: float,
+    device: torch.device,
 ) -> GuidedTeacher:
     """The teacher in a checkpoint.
 
@@ -67,6 +73,7 @@ def load_teacher(
         spec: of the student's data, which must be the teacher's.
         guidance: of the student, which the teacher must be able to give.
         scaled: the student's parameterisation.
+        label_dropout: how often the student's labels are dropped.
         device: where to put it.
 
     Raises:
@@ -81,6 +88,11 @@ def load_teacher(
         raise InputError(
             f"objective.teacher: {path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
             f"give objective.guidance_weight {_shown(guidance)}"
+        )
+    if not model.knows_dropped_labels and (label_dropout > 0 or guidance != 1):
+        raise InputError(
+            f"objective.teacher: {path} was trained without dropped labels and has no velocity without one, "
+            "which objective.guidance_weight other than 1 and objective.label_dropout above 0 need"
         )
     return GuidedTeacher(model, scaled=scaled)
 
