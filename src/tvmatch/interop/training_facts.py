@@ -69,7 +69,7 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
         if root is not None:
             roots[id(root)] = root
     kwargs = state.get("_init_kwargs")
-    sources = [_of_state(state), *([_of_state(kwargs)] if isinstance(kwargs, dict) else [])]
+    sources = [_of_state((kwargs if isinstance(kwargs, dict) else {}) | state)]
     sources += [_of_configuration(root) for root in roots.values()]
     together: dict[str, Any] = {}
     for name in (field.name for field in fields(TrainingFacts)):
@@ -77,7 +77,7 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
         for value in values:
             if not alike(value, values[0]):
                 raise Refused(f"it says of its network {name} {shown(values[0])}, and {shown(value)}")
-        together[name] = values[-1] if values else None  # a configuration's numbers have all their digits
+        together[name] = values[0] if values else None
     return TrainingFacts(**together)
 
 
