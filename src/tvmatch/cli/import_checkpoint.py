@@ -46,8 +46,9 @@ def run(arguments: list[str]) -> int:
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if training.label_dropout == 0:  # also where the table has a row for the dropped label, untrained
-        imported.network.conditioning.label_dropout = False
+    if training.label_dropout == 0 and imported.network.class_count:
+        # Also where the table has a row for the dropped label, untrained.
+        imported.network.conditioning.without_label_dropout()
     facts = snapshot.facts
     if imported.is_flow:
         if parsed.guidance is None and facts.guidance is None:
@@ -149,6 +150,8 @@ def _check_fits(parsed: Any, imported: ImportedNetwork, training: ImportedTraini
             kind = "no network of a SiT" if of_sit else "the network of a SiT"
             raise InputError(f"{option}: {parsed.file} is {kind}")
     network = imported.network
+    if parsed.label_dropout is not None and not network.class_count:
+        raise InputError(f"label_dropout: the network in {parsed.file} has no classes")
     found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(

@@ -114,7 +114,7 @@ def network_from_authors(
         table = theirs.get(LABEL_TABLE)
         if table is None or table.ndim != 2 or not table.is_floating_point():
             raise InputError("label_dropout: the network has no classes whose labels could be dropped")
-        theirs[LABEL_TABLE] = torch.cat([table, table.mean(0, keepdim=True)])
+        theirs[LABEL_TABLE] = torch.cat([table, table[:1]])  # whose last row is filled below
     architecture = _architecture(theirs, heads, rms_norm, qk_norm, modulation_norm)
     try:
         with torch.device("meta"):  # without memory until the tensors fit: their shapes may be anybody's
@@ -155,7 +155,8 @@ def network_from_authors(
     network = network.to(positions.dtype).to_empty(device="cpu")
     network.load_state_dict(ours, strict=True)
     network.positions.copy_(positions)  # theirs to the last digit, not only to the tolerance above
-    network.conditioning.label_dropout = label_dropout
+    if not label_dropout:
+        network.conditioning.without_label_dropout()
     return network
 
 

@@ -83,6 +83,13 @@ class Conditioning(nn.Module):
         self.guidance = TimeEmbedding(hidden_size, frequency_count) if guidance_embedding else None
         self.label = nn.Embedding(class_count + 1, hidden_size) if class_count else None
 
+    @torch.no_grad()
+    def without_label_dropout(self) -> None:
+        """Refuse calls without labels from now on; the dropped label's row becomes the classes' mean."""
+        self.label_dropout = False
+        if self.label is not None:
+            self.label.weight[-1] = self.label.weight[:-1].mean(0)
+
     def forward(self, t: Dual, s: Dual, labels: Tensor | None, guidance_weight: Tensor | None) -> Dual:
         """t, s, guidance_weight (B,), labels int64 (B,) in 0 … K; None means dropped, or w = 1, for all.
 
