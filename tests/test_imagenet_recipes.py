@@ -100,6 +100,14 @@ def test_every_value_is_written_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_the_header_says_what_the_released_code_leaves_out(name: str) -> None:
+    header = recipe_text(name).partition("\nrecipe:")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert "`time_specinit`" in header
+    assert "patch embedding" in header
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_parameters(name: str) -> None:
     """DiT-XL/2 with three time embeddings and norms of queries and keys: 678 million."""
     config = recipe(name)

@@ -1,5 +1,6 @@
 """The same normalisation with fewer digits is the same; any other is refused, wherever two of them meet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import images, tiny_config
 
-from tvmatch.data.spec import agree
+from tvmatch.data.config import LatentsData
+from tvmatch.data.latents import LatentDataset
+from tvmatch.data.spec import AutoencoderInfo, DataSpec, agree
 from tvmatch.errors import InputError
 from tvmatch.training import Trainer
 from tvmatch.training.recipes import recipe
@@ -56,6 +59,24 @@ def test_where_checkpoints_and_data_meet(name: str, tmp_path: Path) -> None:
     expect_same_data("initial", "there", rounded.spec, more.spec)
     with pytest.raises(InputError, match=f"initial: the data's {name}"):
         expect_same_data("initial", "there", rounded.spec, other.spec)
+
+
+def test_latents_of_five_digits_fit_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = recipe("imagenet256_w2").data
+    assert isinstance(data, LatentsData)
+    data = replace(data, latents="folder")
+    names = tuple(map(str, range(1000)))
+    info = AutoencoderInfo("stabilityai/sd-vae-ft-ema", "", (3, 256, 256))
+
+    def opened(mean: tuple[float, ...]) -> LatentDataset:
+        dataset = object.__new__(LatentDataset)
+        dataset.spec = DataSpec("latents", (4, 32, 32), names, mean, SHORT["std"], info)
+        monkeypatch.setattr("tvmatch.data.latents.LatentDataset", lambda _: dataset)
+        return data.load()
+
+    assert opened(SHORT["mean"]).spec.mean == SHORT["mean"]
+    with pytest.raises(InputError, match=r"data\.mean: .* is expected, folder has \[0\.8651, "):
+        opened((0.8651, *SHORT["mean"][1:]))
 
 
 def test_what_a_difference_of_digits_does() -> None:

@@ -499,7 +499,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PLAIN, PLAIN, PLAIN)
 def test_configurations_of_any_kind(loss: Any, encoder: Any, parent: Any) -> None:
     config = _config({"_content": {"loss": loss, "encoder": encoder}, "_parent": parent})
@@ -513,7 +513,7 @@ WHOLE = authors_bytes(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=3))
 def test_changed_bytes_give_facts_or_an_error(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
     data = bytearray(WHOLE)

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import tvmatch
 from tvmatch.cli import main
+from tvmatch.data.autoencoder_files import find_autoencoder
 from tvmatch.errors import InputError
 from tvmatch.files import expect_no_lfs_pointer
 from tvmatch.interop import import_network, network_from_authors, network_to_authors, read_snapshot
@@ -281,6 +282,11 @@ def test_pointers_in_other_places(tmp_path: Path) -> None:
         expect_no_lfs_pointer("reference.pkl")
     for other in (tmp_path, tmp_path / "none"):
         expect_no_lfs_pointer(other)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.safetensors: a Git LFS pointer"):
+        find_autoencoder(str(tmp_path / "vae")).weights()
     (tmp_path / "a").mkdir()
     checkpoint = without_dropout(tmp_path / "a")
     (checkpoint / "model.safetensors").write_bytes(POINTER)

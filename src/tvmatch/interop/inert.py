@@ -55,6 +55,9 @@ class InertObject(Inert):
         super().__init__(*arguments, **keywords)
         self.class_name = class_name
 
+    def __str__(self) -> str:
+        return self.class_name
+
     def called(self, *arguments: Any, **keywords: Any) -> "InertObject":
         """What stands in for its result, were it called."""
         named = self.class_name == "getattr" and self.arguments and isinstance(self.arguments[-1], str)

@@ -5,7 +5,6 @@ as `bytearray(10**10)`. Here the opcodes, decoded by the standard library's `pic
 and numbers alone. A name in the file must be a key of an allow-list, and means a function of ours.
 """
 
-import mmap
 import pickletools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import IO, Any, cast
 import numpy as np
 
 from tvmatch.errors import InputError
-from tvmatch.files import LFS_POINTER, is_lfs_pointer
 from tvmatch.interop.inert import (
     CONTAINERS,
     NUMPY_ARRAYS,
@@ -27,14 +25,13 @@ from tvmatch.interop.inert import (
     key,
     shown,
 )
+from tvmatch.interop.streams import LONG_READ, Stream, map_file
 
 __all__ = ["CONTAINERS", "NUMPY_ARRAYS", "Inert", "Refused", "StandIns", "restricted_load"]
 
 MAX_OPERATIONS = 4_000_000  # a network of a thousand tensors takes less than a hundred thousand
 MAX_NESTING = 500
 MAX_USES = 4  # how often all of a file may be handed to stand-ins, which copy what they are given
-LONG_READ = 1 << 20  # bytes
-LONGEST_LINE = 1 << 26  # bytes, of text in pickles of protocol 0
 
 
 def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
@@ -59,55 +56,6 @@ def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
         return load(Stream(memoryview(data) if isinstance(data, bytes) else map_file(data)), allowed)
     except Refused as error:
         raise InputError(f"{what}: {error}") from None
-
-
-def map_file(path: Path) -> memoryview:
-    """A file's bytes, read-only, taken from the disk where they are looked at.
-
-    Raises:
-        Refused: if it cannot be read, is empty, or is a Git LFS pointer.
-    """
-    try:
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise Refused(error.strerror or str(error)) from None
-    except ValueError:
-        raise Refused("the file is empty") from None
-    if is_lfs_pointer(data):
-        raise Refused(LFS_POINTER)
-    return data
-
-
-class Stream:
-    """Bytes as the file that `pickletools` reads. Long pieces are views: weights are not copied here."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.data = data
-        self.position = 0
-
-    def tell(self) -> int:
-        """Bytes read so far."""
-        return self.position
-
-    def read(self, count: int) -> Any:
-        """The next `count` bytes, or as many as there are."""
-        piece = self.data[self.position : self.position + count]
-        self.position += len(piece)
-        return piece if len(piece) >= LONG_READ else bytes(piece)
-
-    def readline(self) -> bytes:
-        """The bytes up to and with the next line feed, or a longest line without one."""
-        length = 256
-        while True:
-            line = bytes(self.data[self.position : self.position + length])
-            end = line.find(b"\n") + 1
-            if end or length >= LONGEST_LINE or len(line) < length:
-                break
-            length *= 4
-        line = line[: end or len(line)]
-        self.position += len(line)
-        return line
 
 
 def load(stream: Stream, allowed: StandIns, persistent: Callable[[Any], Any] | None = None) -> Any:
@@ -306,17 +254,13 @@ def _call(called: Any, arguments: Any, keywords: Any) -> Any:
         raise Refused("a damaged pickle: it calls what is not a name")
     names_are_text = type(keywords) is dict and all(type(name) is str for name in keywords)
     if type(arguments) is not tuple or not names_are_text:
-        raise Refused(f"a damaged pickle: {_name(called)} called without a list of arguments")
+        raise Refused(f"a damaged pickle: {shown(called)} called without a list of arguments")
     try:
         return stand_in(*arguments, **keywords)
     except Refused:
         raise
     except _UNFIT:
-        raise Refused(f"{_name(called)} with arguments that it does not take") from None
-
-
-def _name(called: Global | InertObject) -> str:
-    return shown(called if isinstance(called, Global) else called.class_name)
+        raise Refused(f"{shown(called)} with arguments that it does not take") from None
 
 
 def _set_state(target: Any, state: Any) -> None:

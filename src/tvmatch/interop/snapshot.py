@@ -19,8 +19,9 @@ from tvmatch.errors import InputError
 from tvmatch.interop.authors import guess_attention, network_from_authors, split_prefix, without_prefix
 from tvmatch.interop.inert import NUMPY_ARRAYS, InertObject, Refused, shown
 from tvmatch.interop.modules import COUNTERS, kind, modules, own_tensors, tensors_of
-from tvmatch.interop.pickles import Stream, load, map_file
+from tvmatch.interop.pickles import load
 from tvmatch.interop.sit import is_sit, network_from_sit, sit_heads
+from tvmatch.interop.streams import Stream, map_file
 from tvmatch.interop.torch_files import TENSORS, StoredTensor, is_torch_file, load_torch
 from tvmatch.interop.training_facts import TrainingFacts, read_facts
 from tvmatch.models import DiT

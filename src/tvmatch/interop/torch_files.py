@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tvmatch.interop.inert import CONTAINERS, Global, Inert, Refused, StandIns, shown
-from tvmatch.interop.pickles import Stream, load
+from tvmatch.interop.pickles import load
+from tvmatch.interop.streams import Stream
 
 MAX_RANK = 16
 ZIP_START = b"PK\x03\x04"
