@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from authors_files import (
     CONFIGURATION,
     Persistent,
     authors_bytes,
+    authors_network,
     authors_torch_bytes,
     changed,
     training_state,
@@ -185,6 +186,37 @@ def test_training_states_of_other_devices(device: str, monkeypatch: pytest.Monke
     assert device.encode() in Path("training-state-1.pt").read_bytes()
     tensors = read_snapshot(Path("training-state-1.pt")).tensors
     assert torch.equal(tensors["pos_embed"], network_to_authors(DIT)["model.pos_embed"])
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_part_of_a_configuration_that_lost_the_whole(protocol: int) -> None:
+    """What the network itself remembers is still said."""
+    facts = facts_of(authors_bytes(content({"depth": 28, "norms": ["rms"]}), protocol))
+    assert facts == TrainingFacts(scaled=True, class_count=3, detach_jvp=False)
+
+
+def test_a_configuration_in_other_places() -> None:
+    """Among the positional arguments, as an attribute, and beside a plain state dict."""
+    whole = OmegaConf.create(changed())
+    tensors = network_to_authors(DIT)
+    expected = replace(FACTS, class_count=None, detach_jvp=None)
+    for name, value in (("_init_args", (1, whole.encoder.raw_mean)), ("options", whole.loss)):
+        network = authors_network(tensors)
+        vars(network)[name] = value
+        assert facts_of(authors_bytes({"net": network})) == expected
+    assert facts_of(authors_torch_bytes({"ema": tensors, "cfg": whole, "step": 3})) == expected
+
+
+def test_tensors_that_carry_attributes() -> None:
+    tensors = network_to_authors(DIT)
+    root = wrapper(tensors)
+    extra = torch.ones(2)
+    extra.note = "said of it"  # type: ignore[attr-defined]
+    root.model.register_buffer("extra", extra)
+    data = authors_bytes({"net": root})
+    assert b"_rebuild_from_type_v2" in data
+    Path("snapshot.pkl").write_bytes(data)
+    assert torch.equal(read_snapshot(Path("snapshot.pkl")).tensors["extra"], torch.ones(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
