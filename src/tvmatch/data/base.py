@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws, generator
 
 
 class Batch(NamedTuple):
@@ -91,14 +91,21 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
     return torch.randperm(length, generator=generator(seed, "take"))[:count]
 
 
-def mirrored_at_random(count: int, step: int, seed: int) -> Tensor:
-    """Which images of a step to mirror, each with probability 1/2: bool (count,), drawn for (seed, step)."""
-    return torch.rand(count, generator=generator(seed, "flip", step)) < 0.5
+def mirrored_at_random(rows: range, step: int, seed: int) -> Tensor:
+    """Which images to mirror, each with probability 1/2: bool (len(rows),), drawn for (seed, step, row)."""
+    return RowDraws(seed, "step", step).uniform("flip", rows) < 0.5
 
 
-def flip_at_random(images: Tensor, step: int, seed: int) -> Tensor:
-    """Mirror each image of (B, C, H, W) left to right with probability 1/2, drawn for (seed, step)."""
-    mirrored = mirrored_at_random(len(images), step, seed)
+def flip_at_random(images: Tensor, rows: range, step: int, seed: int) -> Tensor:
+    """Mirror each image left to right with probability 1/2, drawn for (seed, step, row).
+
+    Args:
+        images: (len(rows), C, H, W).
+        rows: which rows of the step's batch they are.
+        step: from 0.
+        seed: of the run.
+    """
+    mirrored = mirrored_at_random(rows, step, seed)
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
@@ -125,8 +132,9 @@ class StoredDataset(ABC):
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The elements of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
         batch = self._select(epoch_indices(len(self), step, size, seed))
-        values = flip_at_random(batch.values, step, seed) if self._horizontal_flip else batch.values
-        return Batch(values, batch.labels)
+        if not self._horizontal_flip:
+            return batch
+        return Batch(flip_at_random(batch.values, range(size), step, seed), batch.labels)
 
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""
