@@ -31,11 +31,11 @@ Decoder = Callable[[Tensor], Tensor]
 NetworkConfig = DiTConfig | MLPConfig
 
 
-def build_network(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
-    """The network of a configuration for data of shape and classes `spec`."""
+def build_network(config: NetworkConfig, spec: DataSpec, seed: int | None = None) -> DiT | MLP:
+    """The network of a configuration for data of shape and classes `spec`; see `DiT` for the seed."""
     if isinstance(config, DiTConfig):
-        return DiT(config, spec.shape, spec.class_count)
-    return MLP(config, spec.shape, spec.class_count)
+        return DiT(config, spec.shape, spec.class_count, seed=seed)
+    return MLP(config, spec.shape, spec.class_count, seed=seed)
 
 
 @dataclass

@@ -145,7 +145,11 @@ class Trainer:
         if path.resolve() not in (self.out.resolve(), saved[-1].resolve()):
             raise InputError(f"resume: {path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
         self._expect_same_model(saved[-1])
-        before = {"compile": False, "recompute": "none"}  # in checkpoints that do not say
+        before = {
+            "compile": False,
+            "recompute": "none",
+            "random_streams": 1,
+        }  # in checkpoints that do not say
         written_under = before | load_checkpoint(saved[-1], self.state)
         ours = self._build_facts()
         if written_under != ours:
