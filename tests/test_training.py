@@ -12,7 +12,7 @@ import torch
 from helpers import randomize_, relative_error
 from runs import TINY_DIT, TINY_MLP, every_switch, images, newest, saved_tensors, tiny_config, tree
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import tvmatch
 from tvmatch.data import TensorDataset
@@ -74,6 +74,46 @@ def test_accumulation_changes_nothing_but_memory(parts: int, tmp_path: Path) -> 
     assert relative_error(gradients(split.state.network), gradients(whole.state.network)) < 1e-5
     # AdamW's first step is lr · g / (|g| + ε), so weights differ by more only where |g| is near ε = 1e-8.
     assert relative_error(weights(split.state.network), weights(whole.state.network)) < 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 11])
+def test_parts_weigh_by_their_rows(count: int, tmp_path: Path) -> None:
+    """In float64, the gradient of a batch that the number of parts does not divide, or is larger than."""
+    made = trainer(every_switch(), tmp_path)
+    made.config.optimizer.gradient_clip = None
+    made.state.network.double()
+    assert made.state.target is not None
+    made.state.target.network.double()
+    batch = made.dataset.batch(0, count, made.config.seed)
+    draws = tree_map(
+        lambda x: x.double() if x.is_floating_point() else x,
+        draw_inputs(batch, made.dataset.spec, made.config, 0, CPU),
+    )
+    exact = torch.autocast("cpu", enabled=False)
+    found = {}
+    for parts in (1, 2, 3, 4, 8, 100):
+        made.config.training.accumulation = parts
+        state = deepcopy(made.state)
+        assert state.target is not None
+        result = training_step(
+            state.network, state.target.network, state.optimizer, draws, made.config, 0, exact
+        )
+        found[parts] = gradients(state.network)
+        assert result.loss.terminal.shape == result.loss.flow.shape == (count,)
+        mean = (result.loss.terminal + result.loss.flow).mean()
+        torch.testing.assert_close(result.loss.loss, mean, rtol=1e-13, atol=0)
+    assert found[1].norm() > 1e-3
+    for gradient in found.values():
+        assert relative_error(gradient, found[1]) < 1e-12  # float64 sums in another order
+
+
+def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
+    made = trainer(tiny_config(), tmp_path)
+    empty = Batch(torch.empty(0, 1, 4, 4), torch.empty(0, dtype=torch.int64))
+    with pytest.raises(InputError, match="batch: there are no elements"):
+        draw_inputs(empty, made.dataset.spec, made.config, 0, CPU)
+    with pytest.raises(InputError, match="draws: an empty batch has no loss"):
+        take_step(made, step_inputs(made).part(slice(0, 0)))
 
 
 def test_the_gradient_is_that_of_the_objective(tmp_path: Path) -> None:

@@ -52,6 +52,54 @@ class Dataset(Protocol):
         ...
 
 
+def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: int) -> Batch:
+    """What a data set gave for a training step, if it is what `Batch` and the data set's `spec` say.
+
+    A batch may be shorter than `size`, as the last of an epoch is in other people's loops. Values are not
+    searched for what is not finite.
+
+    Raises:
+        InputError: naming the data set, otherwise.
+    """
+    spec, name = dataset.spec, f"{type(dataset).__name__}.batch"
+    try:
+        values, labels = batch
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}: must return a Batch of values and labels, got {type(batch).__name__}"
+        ) from None
+    _check_tensor(f"{name}: values", values, torch.float32, spec.shape)
+    if not 1 <= len(values) <= size:
+        raise InputError(f"{name}: {size} elements were asked for, it returned {len(values)}")
+    if (labels is None) != (spec.class_count == 0):
+        given = "none" if labels is None else "some"
+        raise InputError(
+            f"{name}: spec has {spec.class_count} classes, but {given} of its elements have labels"
+        )
+    if labels is None:
+        return Batch(values, None)
+    _check_tensor(f"{name}: labels", labels, torch.int64, ())
+    if len(labels) != len(values):
+        raise InputError(f"{name}: it returned {len(labels)} labels for {len(values)} elements")
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= spec.class_count:
+        raise InputError(
+            f"{name}: labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}"
+        )
+    return Batch(values, labels)
+
+
+def _check_tensor(name: str, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    expected = f"must be a {dtype} tensor of shape ({', '.join(map(str, ('B', *shape)))}) on the CPU"
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} {expected}, got {type(tensor).__name__}")
+    fits = tensor.ndim > 0 and tensor.shape[1:] == shape
+    if not fits or tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise InputError(
+            f"{name} {expected}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+        )
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator(seed, "order", epoch))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.base import Batch, Dataset, checked_batch
 from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
@@ -145,11 +145,8 @@ class Trainer:
         if path.resolve() not in (self.out.resolve(), saved[-1].resolve()):
             raise InputError(f"resume: {path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
         self._expect_same_model(saved[-1])
-        before = {
-            "compile": False,
-            "recompute": "none",
-            "random_streams": 1,
-        }  # in checkpoints that do not say
+        # In checkpoints that do not say.
+        before = {"compile": False, "recompute": "none", "random_streams": 1}
         written_under = before | load_checkpoint(saved[-1], self.state)
         ours = self._build_facts()
         if written_under != ours:
@@ -262,6 +259,7 @@ class Trainer:
     def _step(self, batch: Batch, log: RunLog) -> None:
         """One optimiser step, the moving averages, and the log."""
         state, training = self.state, self.config.training
+        batch = checked_batch(batch, self.dataset, training.batch_size)
         draws = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
         logged = (state.step + 1) % training.log_every == 0 or state.step == 0
         norms = modulation_norms(state.network, draws.times, *draws.conditions) if logged else {}

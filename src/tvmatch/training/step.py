@@ -1,5 +1,6 @@
 """One optimiser step, from a batch of data to new weights, read top to bottom."""
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -133,12 +134,15 @@ def training_step(
         network: F_θ, whose parameters change.
         target: F_θ*.
         optimizer: over the network's parameters; its learning rate is set here.
-        draws: the step's inputs.
+        draws: the step's inputs, of any number of rows but none.
         config: the run.
         step: number of the step, from 0.
         autocast: the precision of both networks.
 
+    The gradient is that of the mean over all rows, in however many parts they are taken.
+
     Raises:
+        InputError: if there are no rows.
         NonFiniteError: before any weight changes, if the loss or its gradient is not finite.
     """
 
@@ -157,14 +161,18 @@ def training_step(
             )
 
     optimizer.zero_grad(set_to_none=True)
-    rows = len(draws.x0) // config.training.accumulation
+    count = len(draws.x0)
+    if count == 0:
+        raise InputError("draws: an empty batch has no loss")
+    rows = math.ceil(count / config.training.accumulation)
     parts = []
-    for start in range(0, len(draws.x0), rows):
+    for start in range(0, count, rows):
         part = loss_of_rows(slice(start, start + rows))
-        (part.loss / config.training.accumulation).backward()
-        parts.append(TVMLoss(*(value.detach() for value in part)))
+        share = part.loss * (min(rows, count - start) / count)
+        share.backward()
+        parts.append(TVMLoss(share.detach(), part.terminal.detach(), part.flow.detach()))
     loss = TVMLoss(
-        torch.stack([part.loss for part in parts]).mean(),
+        torch.stack([part.loss for part in parts]).sum(),
         torch.cat([part.terminal for part in parts]),
         torch.cat([part.flow for part in parts]),
     )
