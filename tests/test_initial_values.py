@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import OFF
-from runs import TINY_DIT, TINY_MLP, every_switch, images, tiny_config
+from runs import TINY_DIT, TINY_MLP, assert_same_run, every_switch, images, tiny_config
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -220,6 +220,25 @@ def test_trainers_in_threads_start_from_their_seed(tmp_path: Path) -> None:
     for number, config in enumerate(configs):
         expected = untrained_network(config, data[number].spec)
         assert_same(made[number].state.network, expected)
+
+
+def test_runs_in_threads_are_those_of_one_thread(tmp_path: Path) -> None:
+    """Two of one seed at once, from their initial weights to the last checkpoint."""
+    Trainer(every_switch(), images(horizontal_flip=True), tmp_path / "alone").run()
+    together = threading.Barrier(2)
+
+    def run(name: str) -> None:
+        together.wait()
+        Trainer(every_switch(), images(horizontal_flip=True), tmp_path / name).run()
+
+    with untouched_random_state():
+        threads = [threading.Thread(target=run, args=(name,)) for name in ("first", "second")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for name in ("first", "second"):
+        assert_same_run(tmp_path / name, tmp_path / "alone")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

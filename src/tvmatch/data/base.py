@@ -100,9 +100,13 @@ def _check_tensor(name: str, tensor: object, dtype: torch.dtype, shape: tuple[in
         )
 
 
+def _permutation(length: int, random: torch.Generator) -> Tensor:
+    return torch.randperm(length, dtype=torch.int64, device="cpu", generator=random)
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=generator(seed, "order", epoch))
+    return _permutation(length, generator(seed, "order", epoch))
 
 
 def epoch_indices(length: int, step: int, size: int, seed: int) -> Tensor:
@@ -136,7 +140,7 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
     """
     if not 1 <= count <= length:
         raise InputError(f"count: {count} elements were asked for, the data set has {length}")
-    return torch.randperm(length, generator=generator(seed, "take"))[:count]
+    return _permutation(length, generator(seed, "take"))[:count]
 
 
 def mirrored_at_random(rows: range, step: int, seed: int) -> Tensor:

@@ -154,7 +154,7 @@ class LatentDataset:
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The elements of training step `step`, drawn for (seed, step, row); see `Dataset.batch`."""
-        mirrored = torch.zeros(size, dtype=torch.bool)
+        mirrored = torch.zeros(size, dtype=torch.bool, device="cpu")
         if self.info.flips != "none":
             mirrored = mirrored_at_random(range(size), step, seed)
         indices = epoch_indices(len(self), step, size, seed)
@@ -163,18 +163,23 @@ class LatentDataset:
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""
         indices = distinct_indices(len(self), count, seed)
-        return self._draw(indices, torch.zeros(count, dtype=torch.bool), RowDraws(seed, "take"))
+        mirrored = torch.zeros(count, dtype=torch.bool, device="cpu")
+        return self._draw(indices, mirrored, RowDraws(seed, "take"))
 
     def moments(self, indices: Tensor) -> Moments:
         """Posteriors of the images of these numbers, unmirrored."""
-        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool)))
+        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool, device="cpu")))
 
     def _draw(self, indices: Tensor, mirrored: Tensor, draws: RowDraws) -> Batch:
         rows = self._read(indices, mirrored)
         values = self._moments(rows).sample(draws, range(len(indices)))
         if self.info.flips == "drawn":
             values = torch.where(mirrored.view(-1, 1, 1, 1), values.flip(-1), values)
-        labels = None if self.spec.class_names is None else torch.tensor(rows["label"], dtype=torch.int64)
+        labels = (
+            None
+            if self.spec.class_names is None
+            else torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
+        )
         return Batch(values, labels)
 
     def _read(self, indices: Tensor, mirrored: Tensor) -> dict[str, Any]:
