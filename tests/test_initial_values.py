@@ -192,6 +192,12 @@ def test_in_another_precision(build: Callable[[int | None], DiT | MLP], dtype: t
     assert_same(deferred, expected, dtype)
 
 
+def test_under_autocast() -> None:
+    expected = BUILD["DiT"](4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(BUILD["DiT"](4), expected)
+
+
 # --- trainers
 
 

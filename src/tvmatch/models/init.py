@@ -26,7 +26,8 @@ def spectral_(weight: Tensor, random: torch.Generator | None = None) -> None:
     """
     nn.init.xavier_normal_(weight, generator=random)
     # The smaller Gram matrix gives the same number as an SVD at a fraction of the time.
-    gram = weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight
+    with torch.autocast(weight.device.type, enabled=False):
+        gram = weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight
     weight /= torch.linalg.eigvalsh(gram)[-1].sqrt()
 
 
@@ -43,7 +44,8 @@ def initialize(
 
     Values are drawn in float32 on the CPU, whatever the parameter's precision and device, and belong to
     (seed, name). The name is the one without wrappers, so that a network starts as it would alone inside
-    `DistributedDataParallel`, and a layer as it would in a network with others beside it.
+    `DistributedDataParallel`, and a layer as it would in a network with others beside it. PyTorch's number of
+    threads changes the last digit of a spectral norm, as it does of any sum in training.
 
     Args:
         network: its parameters have memory, and any values.
