@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import resource
@@ -27,7 +28,6 @@ from hypothesis import strategies as st
 from runs import environment, tree
 from test_autoencoder import tiny
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tvmatch.cli import main
 from tvmatch.data import image_source
@@ -38,10 +38,10 @@ from tvmatch.data.encoding_settings import EncodingOptions
 from tvmatch.data.image_reader import ImageSource, open_images
 from tvmatch.data.latents import LatentDataset, LatentsInfo, Moments
 from tvmatch.data.shards import ChannelSums, ShardWriter
-from tvmatch.errors import InputError
+from tvmatch.errors import DataError, InputError
 from tvmatch.seeds import RowDraws, generator
-from tvmatch.training import recipe
-from tvmatch.training.start import _StepBatches as StepBatches
+from tvmatch.training import Config, recipe
+from tvmatch.training.start import step_batches
 
 PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
 SIZE, SHARD, BATCH = 16, 24, 5  # shards of 24, 24 and 16 images; batches that do not divide them
@@ -206,15 +206,17 @@ def test_batches_are_functions_of_seed_and_step(encoded: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_give_the_same_batches(encoded: Path, method: str) -> None:
-    dataset = LatentDataset(encoded)
+    dataset, config = LatentDataset(encoded), Config()
+    config.seed, config.training.batch_size, config.training.data_workers = 1, 10, 2
     assert len(pickle.dumps(dataset)) < 10_000, "names of files, and not what is in them"
-    batches = DataLoader(
-        StepBatches(dataset, 10, 1),
-        batch_size=None,
-        sampler=range(4),
-        num_workers=2,
-        multiprocessing_context=method,
-    )
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        with step_batches(dataset, config, range(4)) as read:
+            batches = list(read)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(batches) == 4
     for step, batch in enumerate(batches):
         expected = dataset.batch(step, 10, 1)
         assert torch.equal(batch.values, expected.values)
@@ -647,23 +649,39 @@ def test_shards_without_a_good_image(damaged: Path, autoencoder: Autoencoder, tm
 
 
 def test_a_worker_that_dies(encoder: MakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch raises this out of a signal handler, so in whatever line the process is then."""
-    write, calls = ShardWriter.write, []
+    """The shard that it read for is not there, the one before is."""
+    pixels = ImageSource.pixels
 
-    def interrupted(self: ShardWriter, *arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) == 7:
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-        write(self, *arguments)
+    def killed(self: ImageSource, number: int, *arguments: Any) -> Any:
+        if number == SHARD + 20:  # in a process that inherits this function, a few batches ahead
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pixels(self, number, *arguments)
 
-    monkeypatch.setattr(ShardWriter, "write", interrupted)
+    monkeypatch.setattr(ImageSource, "pixels", killed)
     unlucky = encoder(tmp_path)
     with pytest.raises(
-        InputError, match=r"workers: a process that reads images has ended, .*by signal: Killed"
+        DataError, match=r"the process \d+ that reads data was killed by SIGKILL, perhaps for"
     ):
-        unlucky.encode(workers=0)
+        unlucky.encode(workers=2)
     assert unlucky.finished() == [0]
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000.arrow", "00000.json"]
+
+
+def test_reading_that_fails_in_another_way(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 1, and the folder for the latents is not blamed; whoever reads."""
+
+    def broken(self: ImageSource, number: int, *arguments: Any) -> Any:
+        raise OSError(5, "Input/output error", "photo.png")
+
+    monkeypatch.setattr(ImageSource, "pixels", broken)
+    for workers in (0, 2):
+        assert main(command(tmp_path / str(workers), vae, f"--workers={workers}")) == 1
+        error = capsys.readouterr().err
+        assert error == (
+            "tvmatch: error: the data set failed: OSError: [Errno 5] Input/output error: 'photo.png'\n"
+        )
 
 
 def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tmp_path: Path) -> None:

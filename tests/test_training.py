@@ -207,7 +207,9 @@ def test_dropped_labels_and_guidance_weights() -> None:
 def test_other_processes_read_the_same_batches() -> None:
     config = tiny_config(data_workers=2)
     dataset = images(horizontal_flip=True)
-    for step, batch in zip(range(2, 7), step_batches(dataset, config, range(2, 7)), strict=True):
+    with step_batches(dataset, config, range(2, 7)) as read:
+        batches = list(read)
+    for step, batch in zip(range(2, 7), batches, strict=True):
         expected = dataset.batch(step, 8, config.seed)
         assert torch.equal(batch.values, expected.values)
         assert batch.labels is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from tvmatch import __version__
-from tvmatch.errors import InputError
+from tvmatch.errors import DataError, InputError
 
 COMMANDS = {
     "train": "train a recipe, draw what it made, and measure it",
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         return _fail(str(error), 2)
+    except DataError as error:
+        return _fail(str(error), 1)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -31,7 +31,7 @@ class Dataset(Protocol):
     """A source of batches whose every draw is a pure function of the arguments.
 
     Training step k asks for `batch(k, size, seed)` and nothing else, so a resumed run sees the same data
-    as an uninterrupted one without any saved state, and a `DataLoader` may compute steps in any process.
+    as an uninterrupted one without any saved state, and data workers may compute steps in any process.
     """
 
     @property

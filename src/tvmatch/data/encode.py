@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tvmatch.data.autoencoder import Autoencoder
 from tvmatch.data.encoding_settings import EncodingOptions, begin
-from tvmatch.data.image_batches import ImageBatch, dead_workers_told, read_batches
+from tvmatch.data.image_batches import ImageBatch, read_batches
 from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import INFO_NAME, LatentsInfo, Moments, Shard
 from tvmatch.data.shards import ChannelSums, ShardReport, ShardWriter, finished_shard, new_shard, shard_name
@@ -124,15 +124,15 @@ class Encoder:
             on_images: is told after each batch how many images it was of.
 
         Raises:
-            InputError: for an image that cannot be read, unless it is left out; if a worker dies.
+            InputError: for an image that cannot be read, unless it is left out.
+            DataError: if a worker dies.
             OSError: if a shard cannot be written; those before it are finished.
         """
         done = self.finished(part)
         batches = {shard: self._batches(shard) for shard in self.of_part(part) if shard not in done}
         options = self._options
         every = list(chain.from_iterable(batches.values()))
-        read = read_batches(self._source, every, options.resolution, options.crop, workers)
-        with dead_workers_told():
+        with read_batches(self._source, every, options.resolution, options.crop, workers) as read:
             for shard in batches:
                 with new_shard(self._folder, shard) as writer:
                     for numbers in batches[shard]:

@@ -40,7 +40,7 @@ _PREPARED = datasets.Features(
 class ImageDataset(StoredDataset):
     """Images kept as bytes in a memory-mapped Arrow file, with their classes if asked for.
 
-    Made by `ImagesData(...).load()`. Can be pickled, so `DataLoader` workers can use it.
+    Made by `ImagesData(...).load()`. Can be pickled, for data workers that are not forked.
 
     Args:
         rows: column "pixels" with C · H · W bytes a row, in the order (C, H, W).

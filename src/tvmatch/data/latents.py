@@ -128,7 +128,7 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 class LatentDataset:
     """Latents drawn from their posteriors: z = mean + std ε, with another ε at each training step.
 
-    Can be pickled, so `DataLoader` workers can use it.
+    Can be pickled, for data workers that are not forked.
 
     Args:
         folder: made by `tvmatch encode`.

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Sized
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sized
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from tvmatch.data.base import Batch, Dataset, checked_batch
 from tvmatch.data.spec import agree
-from tvmatch.errors import InputError
+from tvmatch.errors import DataError, InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
 from tvmatch.trained_model import FORMAT as MODEL_FORMAT
@@ -223,6 +223,8 @@ class Trainer:
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, once everything is saved.
+            InputError: for a mistake in the data, or if the run folder cannot be written.
+            DataError: if the data set fails in another way, or a process that reads it ends.
             NonFiniteError: if a loss or gradient is not finite; the last checkpoint stays as it was.
         """
         last = self.config.training.steps if until is None else min(until, self.config.training.steps)
@@ -241,11 +243,15 @@ class Trainer:
         with replacing(self.out / CONFIG_NAME) as unfinished:
             unfinished.write_text(to_yaml(self.config), encoding="utf-8")
         log = RunLog(self.out, self.state.step, training.steps, training.batch_size, unit)
-        with log, collected_signals() as received:
+        with (
+            log,
+            collected_signals() as received,
+            closing(self._read(range(self.state.step, last), received)) as batches,
+        ):
             for message in self.messages:
                 log.message(message)
             clock = time.perf_counter()
-            for batch in step_batches(self.dataset, self.config, range(self.state.step, last)):
+            for batch in batches:
                 self._step(batch, log)
                 clock, before = time.perf_counter(), clock
                 self.state.seconds += clock - before
@@ -255,6 +261,15 @@ class Trainer:
             checkpoint = self._save(log)
             if received:
                 raise Interrupted(received[0], checkpoint)
+
+    def _read(self, steps: range, received: list[int]) -> Generator[Batch]:
+        """The batches of these steps, or of fewer if a signal comes while one is waited for."""
+        try:
+            with step_batches(self.dataset, self.config, steps, stopped=lambda: received) as batches:
+                yield from batches
+        except (InputError, DataError) as error:
+            text = f"step {self.state.step}: {error}; {last_checkpoint(self.out)}"
+            raise type(error)(text) from error
 
     def _step(self, batch: Batch, log: RunLog) -> None:
         """One optimiser step, the moving averages, and the log."""
@@ -354,7 +369,7 @@ def train(
         The evaluation average, ready to sample.
 
     Raises:
-        InputError, Interrupted, NonFiniteError: see `Trainer`.
+        InputError, DataError, Interrupted, NonFiniteError: see `Trainer`.
     """
     own = replace(config, data=None)  # the recipe's data section does not describe what is really used
     return Trainer(own, dataset, out, device=device, resume=out if resume else None, decoder=decoder).run()

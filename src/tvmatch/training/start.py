@@ -1,22 +1,21 @@
 """What a run starts from: a device, a folder, untrained weights, and the batches to come."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.read_ahead import read_ahead
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
 from tvmatch.trained_model import build_network
 from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.config import Config
 from tvmatch.training.ema import ParameterAverage
-from tvmatch.training.signals import ignore_signals
 
 CONFIG_NAME = "config.yaml"
 
@@ -113,24 +112,17 @@ def initial_state(
     )
 
 
-def step_batches(dataset: Dataset, config: Config, steps: Sequence[int]) -> Iterator[Batch]:
-    """The batches of the steps (from 0) of a run, read ahead by its workers if it has any."""
-    batches = DataLoader(
-        _StepBatches(dataset, config.training.batch_size, config.seed),
-        batch_size=None,
-        sampler=steps,
-        num_workers=config.training.data_workers,
-        worker_init_fn=ignore_signals,
-        generator=generator(config.seed, "workers"),  # their seed; by default the caller's generator gives it
-    )
-    return iter(batches)
+def step_batches(
+    dataset: Dataset, config: Config, steps: Sequence[int], *, stopped: Callable[[], object] = bool
+) -> AbstractContextManager[Iterator[Batch]]:
+    """The batches of the steps (from 0) of a run, read ahead by its workers if it has any.
+
+    They end early when `stopped` is true while a worker is waited for. Raises: see `read_ahead`.
+    """
+    read = partial(_step_batch, dataset, config.training.batch_size, config.seed)
+    return read_ahead(read, steps, config.training.data_workers, stopped=stopped)
 
 
-class _StepBatches(TorchDataset[Batch]):
-    """Item k is the batch of optimiser step k, whoever reads it and in whichever process."""
-
-    def __init__(self, dataset: Dataset, size: int, seed: int) -> None:
-        self.dataset, self.size, self.seed = dataset, size, seed
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.dataset.batch(step, self.size, self.seed)
+def _step_batch(dataset: Dataset, size: int, seed: int, step: int) -> Batch:
+    """The same, whoever reads it and in whichever process."""
+    return dataset.batch(step, size, seed)
