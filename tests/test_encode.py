@@ -9,8 +9,10 @@ import pickle
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -408,32 +410,75 @@ def test_ctrl_c_says_how_to_go_on(
     assert tree(folder) == tree(encoded)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ("--part=1/1", "--part=1/1", True),
+        ("--part=1/1", "--part=2/3", True),
+        ("--part=2/3", "--part=1/1", True),
+        ("--part=2/3", "--part=2/3", True),
+        ("--part=2/3", "--part=1/3", False),
+    ],
+)
 def test_two_processes_with_the_same_part(
+    first: str,
+    second: str,
+    refused: bool,
     vae: Path,
     encoded: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The second one begins the same shard, and takes the file of the first for a killed one's."""
+    """The second is refused before it writes, the first goes on unharmed."""
     write, calls = ShardWriter.write, []
     folder = tmp_path / "latents"
 
     def overtaken(self: ShardWriter, *arguments: Any) -> None:
         calls.append(1)
         write(self, *arguments)
-        if len(calls) == 7:
+        if len(calls) == 2:
             monkeypatch.setattr(ShardWriter, "write", write)
-            assert main(command(folder, vae)) == 0
+            before = tree(folder)
+            assert main(command(folder, vae, second)) == (2 if refused else 0)
+            if refused:
+                assert tree(folder) == before
 
     monkeypatch.setattr(ShardWriter, "write", overtaken)
-    assert main(command(folder, vae)) == 2
+    assert main(command(folder, vae, first)) == 0
     error = capsys.readouterr().err
-    assert error.startswith(
-        f"tvmatch: error: out: {folder / 'shards' / '00001.arrow'} is gone; if another process"
+    assert error == (
+        f"tvmatch: error: out: {folder} is in use: process {os.getpid()} on {socket.gethostname()} encodes "
+        "into it; give each process a --part of its own\n"
+        if refused
+        else ""
     )
-    assert error.count("\n") == 1
+    assert main(command(folder, vae)) == 0
     assert tree(folder) == tree(encoded)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_first_starts_at_once(same: bool, encoder: MakeEncoder, tmp_path: Path) -> None:
+    """One begins the folder; the other sees whether its options are the same."""
+    results: list[Encoder | InputError] = []
+    together = threading.Barrier(4)
+
+    def start(number: int) -> None:
+        together.wait()
+        try:
+            results.append(encoder(tmp_path / "latents", flips=["none", "drawn"][0 if same else number % 2]))
+        except InputError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    errors = [result for result in results if isinstance(result, InputError)]
+    assert len(errors) == (0 if same else 2)
+    assert all("was begun differently, flips" in str(error) for error in errors)
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["encoding.json"]
 
 
 @contextlib.contextmanager

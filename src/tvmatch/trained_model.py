@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
 from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
 
 FORMAT = "tvmatch-model-1"
+Read = TypeVar("Read")
 Guidance = float | tuple[float, float]
 Decoder = Callable[[Tensor], Tensor]
 """From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
@@ -249,7 +250,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     Raises:
         InputError: if the path holds no checkpoint of ours, or a truncated or mismatched one.
     """
-    folder = find_checkpoint(Path(path))
+    return of_newest(Path(path), lambda folder: _load(folder, device))
+
+
+def _load(folder: Path, device: torch.device | str) -> TrainedModel:
     description = read_json(folder / "model.json", FORMAT)
     try:
         kinds: dict[str, type[DiTConfig] | type[MLPConfig]] = {"dit": DiTConfig, "mlp": MLPConfig}
@@ -309,11 +313,32 @@ def read_spec(path: str | Path) -> DataSpec:
     Raises:
         InputError: if the path holds no checkpoint of ours.
     """
-    file = find_checkpoint(Path(path)) / "model.json"
+    return of_newest(Path(path), _read_spec)
+
+
+def _read_spec(folder: Path) -> DataSpec:
+    file = folder / "model.json"
     try:
         return DataSpec.from_description(read_json(file, FORMAT)["data"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file}: not a model description of this version ({error})") from None
+
+
+def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the checkpoint folder at `path`: itself, or the newest of a run folder.
+
+    A run that goes on may remove the newest while it is read; then the next one is read.
+
+    Raises:
+        InputError: from `read`, or if there is no checkpoint.
+    """
+    while True:
+        folder = find_checkpoint(path)
+        try:
+            return read(folder)
+        except (InputError, OSError):
+            if (folder / "model.json").is_file():
+                raise
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -153,7 +153,12 @@ def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run folder, oldest first."""
     found = [path.parent for path in (run / "checkpoints").glob("step_*/training.json")]
     found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:

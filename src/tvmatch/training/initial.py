@@ -11,7 +11,7 @@ from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.models import MLP, DiT, DiTConfig
 from tvmatch.trained_model import FORMAT as MODEL_FORMAT
-from tvmatch.trained_model import NetworkConfig, TrainedModel, find_checkpoint, load, read_json
+from tvmatch.trained_model import NetworkConfig, TrainedModel, load, of_newest, read_json
 from tvmatch.training.config import Config
 from tvmatch.training.teacher import expect_same_data, known_classes
 
@@ -25,7 +25,11 @@ def network_section(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: if there is no checkpoint of ours at `path`.
     """
-    file = find_checkpoint(Path(path)) / "model.json"
+    return of_newest(Path(path), _network_section)
+
+
+def _network_section(folder: Path) -> dict[str, Any]:
+    file = folder / "model.json"
     content = read_json(file, MODEL_FORMAT).get("network")
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a model description of this version")

@@ -12,6 +12,7 @@ from tvmatch.data.base import Batch, Dataset
 from tvmatch.data.read_ahead import read_ahead
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
+from tvmatch.locks import LOCK_NAME, FolderLock, is_lock
 from tvmatch.trained_model import build_network
 from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.config import Config
@@ -55,7 +56,7 @@ def check_out(out: Path, resume: str | Path | None) -> None:
     Raises:
         InputError: unless `out` is missing or empty, or holds the run to resume.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(is_lock(path.name) for path in out.iterdir())):
         return
     if resume is None:
         run = (out / CONFIG_NAME).is_file()
@@ -66,6 +67,23 @@ def check_out(out: Path, resume: str | Path | None) -> None:
         )
     if not (out / CONFIG_NAME).is_file():
         raise InputError(f"resume: {out} is not a run, it has no {CONFIG_NAME}")
+
+
+def lock_run(out: Path, resume: str | Path | None) -> FolderLock:
+    """The lock of a run folder that may be written to: nobody else trains in it until it is released.
+
+    Raises:
+        InputError: as `check_out`, or if another run holds the lock.
+    """
+    if not (out / CONFIG_NAME).is_file() and not (out / LOCK_NAME).exists():
+        check_out(out, resume)  # before there is a lock in a folder of something else
+    lock = FolderLock(out, doing="trains in it")
+    try:
+        check_out(out, resume)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
 def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
