@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from tvmatch import __version__
+from tvmatch.cli.streams import printable_streams
 from tvmatch.errors import DataError, InputError
 
 COMMANDS = {
@@ -52,7 +53,11 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a mistake in what was given, 1 for a broken run."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with printable_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("--version", "-V"):
         print(f"tvmatch {__version__}")
         return 0
@@ -63,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] not in COMMANDS:
             raise InputError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
         code = _run(arguments[0], arguments[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except InputError as error:
         return _fail(str(error), 2)

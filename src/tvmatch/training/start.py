@@ -1,5 +1,7 @@
 """What a run starts from: a device, a folder, untrained weights, and the batches to come."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -30,15 +32,21 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings(action="ignore"):  # of names that PyTorch is going to forget
+            device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":  # PyTorch knows it, but it holds no numbers
         raise InputError(f"device: no device is called {name!r}; take auto, cpu, cuda, cuda:1, …")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
+    except (NotImplementedError, ImportError):  # whose message is a page about operators and backends
+        raise InputError(f"device: {name!r} cannot be used (this PyTorch is built without it)") from None
+    except (RuntimeError, AssertionError) as error:
+        reason = re.split(r"\. |\n", str(error))[0]
+        if "INTERNAL ASSERT" in reason:
+            reason = "PyTorch has no tensors there"
+        raise InputError(f"device: {name!r} cannot be used ({reason})") from None
     return device
 
 
