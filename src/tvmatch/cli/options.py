@@ -38,14 +38,6 @@ def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
         raise InputError(f"{option}: must be numbers like {example}, got {text!r}") from None
 
 
-def names(text: str) -> list[str]:
-    """Labels from "3,cat": class names or numbers."""
-    labels = [part.strip() for part in text.split(",")]
-    if "" in labels:
-        raise InputError(f"labels: must be names or numbers like 3,cat, got {text!r}")
-    return labels
-
-
 def add_checkpoint_options(parser: OneLineParser) -> None:
     """CHECKPOINT, --device and --autoencoder: what `load_model` takes."""
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")

@@ -54,9 +54,7 @@ def run(arguments: list[str]) -> int:
     model = options.load_model(parsed.checkpoint, parsed.device, parsed.autoencoder)
     default = "samples.npz" if model.spec.kind == "points" else "samples.png"
     paths = _paths(Path(default if parsed.out is None else parsed.out), counts, model.spec)
-    labels = _labels(
-        model.spec, None if parsed.labels is None else options.names(parsed.labels), parsed.count
-    )
+    labels = _labels(model.spec, parsed.labels, parsed.count)
     for steps, path in zip(counts, paths, strict=True):
         samples = model.sample(
             labels,
@@ -89,23 +87,23 @@ def _paths(out: Path, counts: tuple[int, ...], spec: DataSpec) -> list[Path]:
     return paths
 
 
-def _labels(spec: DataSpec, labels: list[str] | None, count: int | None) -> list[int | str] | None:
-    """One label a sample: those given, or all classes, in turn up to `count`."""
+def _labels(spec: DataSpec, given: str | None, count: int | None) -> list[int] | None:
+    """One class number a sample: of the labels given, or of all classes, in turn up to `count`."""
     if count is not None and count < 1:
         raise InputError(f"count: must be at least 1, got {count}")
-    if labels is None and spec.class_names is None:
+    if given is None and spec.class_names is None:
         return None
-    classes: list[int | str] = list(range(spec.class_count)) if labels is None else list(labels)
+    classes: list[int] = list(range(spec.class_count)) if given is None else spec.labels_in(given).tolist()
     count = len(classes) if count is None else count
     return [classes[k % len(classes)] for k in range(count)]
 
 
-def _write(samples: Tensor, labels: list[int | str] | None, spec: DataSpec, path: Path) -> None:
+def _write(samples: Tensor, labels: list[int] | None, spec: DataSpec, path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         arrays: dict[str, Any] = {"samples": samples.numpy()}
         if labels is not None:
-            arrays["labels"] = spec.label_indices(labels).numpy()
+            arrays["labels"] = np.array(labels, np.int64)
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, **arrays)
     elif suffix == ".png":
