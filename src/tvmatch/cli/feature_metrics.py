@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tvmatch.cli import options, results
+from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.errors import InputError
 from tvmatch.evaluation import (
     evaluate_features,
@@ -35,14 +37,19 @@ from tvmatch.evaluation import (
 from tvmatch.evaluation.image_metrics import METRICS, check_request
 from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.provenance import provenance_line
+from tvmatch.evaluation.reference import is_array_file
 from tvmatch.trained_model import TrainedModel, find_checkpoint
 from tvmatch.training.recipes import OneLineParser
+
+if TYPE_CHECKING:
+    from tvmatch.data.pixels import Crop
 
 SAMPLES = 50_000
 BATCH_SIZE = 64
 OPTIONS = (
     "reference",
     "reference_split",
+    "reference_crop",
     "extractor",
     "weights",
     "metrics",
@@ -63,6 +70,13 @@ def add_options(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--reference_split", type=str, default=None, help="of a data set of images (default: train)"
+    )
+    parser.add_argument(
+        "--reference_crop",
+        type=str,
+        default=None,
+        help="of a data set of images: centre or dhariwal (default: that of the images that the model was "
+        "trained on; dhariwal where no file says it)",
     )
     parser.add_argument(
         "--extractor",
@@ -104,6 +118,10 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
             "reference: name real images or their statistics, --reference PATH; only the Inception Score can "
             "do without (--metrics is)"
         )
+    if parsed.reference_crop is not None and (parsed.reference is None or is_array_file(parsed.reference)):
+        raise InputError(
+            f"reference_crop: only images of a data set are cropped, not {parsed.reference or 'no reference'}"
+        )
     guidance = None if parsed.guidance is None else options.numbers("guidance", parsed.guidance, "1.5,2")
     batch_size = BATCH_SIZE if parsed.batch_size is None else parsed.batch_size
     count = SAMPLES if parsed.samples is None else parsed.samples
@@ -129,6 +147,7 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
                     extractor,
                     model.output_shape,
                     split=parsed.reference_split or "train",
+                    crop=parsed.reference_crop or _crop_of_training(model, Path(parsed.checkpoint)),
                     with_vectors=metrics is None or "pr" in metrics,
                     cache=None if parsed.cache is None else Path(parsed.cache),
                     batch_size=batch_size,
@@ -158,6 +177,28 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
             print(provenance_line(figures["provenance"]))
         results.show_paths([path])
     return 0
+
+
+def _crop_of_training(model: TrainedModel, checkpoint: Path) -> "Crop | None":
+    """How the images were cropped that a model was trained on; None where nothing says it.
+
+    The checkpoint says it. For one of an earlier version, which does not, the run's configuration may, and
+    the latents that it names.
+    """
+    from tvmatch.data.latents import LatentsInfo  # here, because `datasets` takes a second to import
+    from tvmatch.data.pixels import Crop
+
+    crop = model.provenance.get("crop")
+    try:
+        if crop is None:
+            data = options.run_config(options.run_folder(checkpoint)).data
+            if isinstance(data, ImagesData):
+                crop = data.crop
+            elif isinstance(data, LatentsData):
+                crop = LatentsInfo.read(Path(data.latents).expanduser()).provenance.get("crop")
+    except InputError:
+        return None
+    return crop if crop in get_args(Crop) else None
 
 
 def _parameters(model: TrainedModel) -> int:

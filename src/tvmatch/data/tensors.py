@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
+from tvmatch.data.facts import count_classes
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
@@ -52,6 +53,11 @@ class TensorDataset(StoredDataset):
             std=tuple(std) if std is not None else (0.5 if image else 1.0,) * size,
         )
         super().__init__(spec, horizontal_flip=horizontal_flip)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Elements of each class; None without labels."""
+        return None if self._labels is None else count_classes(self._labels, self.spec.class_count)
 
     def __len__(self) -> int:
         """Number of elements."""
