@@ -34,6 +34,7 @@ from tvmatch.evaluation import (
     load_reference,
     write_metrics,
 )
+from tvmatch.evaluation.collection import Uint8
 from tvmatch.evaluation.image_metrics import METRICS, check_request
 from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.provenance import provenance_line
@@ -54,6 +55,8 @@ OPTIONS = (
     "weights",
     "metrics",
     "guidance",
+    "labels_from",
+    "uint8",
     "batch_size",
     "cache",
 )
@@ -95,6 +98,7 @@ def add_options(parser: OneLineParser) -> None:
     parser.add_argument(
         "--guidance", type=str, default=None, help="weights w, 1.5,2, where the model takes several"
     )
+    options.add_label_options(parser)
     parser.add_argument("--batch_size", type=int, default=None, help="images at a time (default: 64)")
     parser.add_argument(
         "--cache",
@@ -111,7 +115,8 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
         InputError: for any option that does not fit the model, the extractor or the reference.
     """
     extractor_name: str = parsed.extractor or "inception"
-    path = _out(Path(parsed.checkpoint), parsed.out, extractor_name)
+    uint8: Uint8 = parsed.uint8 or "round"
+    path = _out(Path(parsed.checkpoint), parsed.out, [extractor_name, *_unusual(parsed)])
     metrics = None if parsed.metrics is None else tuple(name.strip() for name in parsed.metrics.split(","))
     if parsed.reference is None and metrics != ("is",):
         raise InputError(
@@ -133,6 +138,8 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
         guidance=guidance,
         seed=parsed.seed,
         batch_size=batch_size,
+        labels_from=parsed.labels_from,
+        uint8=uint8,
     )
     extractor = load_extractor(
         extractor_name, model.device, None if parsed.weights is None else Path(parsed.weights)
@@ -164,6 +171,8 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
                 steps=steps,
                 guidance=guidance,
                 seed=parsed.seed,
+                labels_from=parsed.labels_from,
+                uint8=uint8,
                 batch_size=batch_size,
                 processes=processes,
                 on_progress=report,
@@ -205,16 +214,22 @@ def _parameters(model: TrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.network.parameters())
 
 
-def _out(checkpoint: Path, given: str | None, extractor: str) -> Path:
+def _unusual(parsed: argparse.Namespace) -> list[str]:
+    """What the samples are made by that is not the default: other figures, in a file of their own."""
+    labels = [] if parsed.labels_from is None else [f"labels_{parsed.labels_from}"]
+    return labels + ([] if parsed.uint8 in (None, "round") else [f"uint8_{parsed.uint8}"])
+
+
+def _out(checkpoint: Path, given: str | None, names: list[str]) -> Path:
     """Where the figures go, checked before anything is computed.
 
-    Only the figures of this extractor that were measured before are replaced.
+    Only figures of the same names that were measured before are replaced.
     """
     try:
         folder = options.run_folder(checkpoint)
     except InputError:
         folder = find_checkpoint(checkpoint)
-    default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', extractor)}.json"
+    default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', '_'.join(names))}.json"
     path = default if given is None else Path(given)
     if path.is_dir():
         raise InputError(f"out: {path} is a folder, the figures go to a file")

@@ -50,6 +50,23 @@ def add_checkpoint_options(parser: OneLineParser) -> None:
     )
 
 
+def add_label_options(parser: OneLineParser) -> None:
+    """--labels_from and --uint8: how samples are made that are to be measured."""
+    parser.add_argument(
+        "--labels_from",
+        type=str,
+        default=None,
+        help="data or uniform: the label of each sample is drawn, as often as in the training data or all alike "
+        "(default: the classes in turn)",
+    )
+    parser.add_argument(
+        "--uint8",
+        type=str,
+        default=None,
+        help="round or truncate: how pixels become bytes (default: round)",
+    )
+
+
 def load_model(checkpoint: str | Path, device: str, autoencoder: str | None = None) -> TrainedModel:
     """A trained model ready to sample; one of latents comes with its autoencoder, on the same device.
 
