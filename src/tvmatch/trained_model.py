@@ -161,7 +161,7 @@ class TrainedModel:
             if number < 0:
                 raise InputError(f"{name}: must not be negative, got {number}")
         classes, count = self._classes(labels, count)
-        weight = self._guidance_weight(guidance)
+        weight = self.guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
@@ -189,7 +189,12 @@ class TrainedModel:
             raise InputError(f"count: {count} samples for {len(classes)} labels")
         return classes, len(classes)
 
-    def _guidance_weight(self, guidance: float | None) -> float:
+    def guidance_weight(self, guidance: float | None = None) -> float:
+        """The weight w that samples are drawn with if this one is asked for.
+
+        Raises:
+            InputError: if the model was not trained for it.
+        """
         if isinstance(self.guidance, tuple):
             low, high = self.guidance
             weight = high if guidance is None else guidance

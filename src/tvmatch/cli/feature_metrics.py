@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -235,9 +234,7 @@ def _out(checkpoint: Path, given: str | None, names: list[str]) -> Path:
         raise InputError(f"out: {path} is a folder, the figures go to a file")
     if path.exists() and (path.resolve() != default.resolve() or not _is_ours(path)):
         raise InputError(f"out: {path} exists already")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"out: {path} cannot be written, {above} is no folder that may be written to")
+    options.check_writable("out", path)
     return path
 
 

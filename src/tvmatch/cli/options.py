@@ -56,8 +56,8 @@ def add_label_options(parser: OneLineParser) -> None:
         "--labels_from",
         type=str,
         default=None,
-        help="data or uniform: the label of each sample is drawn, as often as in the training data or all alike "
-        "(default: the classes in turn)",
+        help="data or uniform: the label of each sample is drawn, as often as in the training data or all "
+        "alike (default: the classes in turn)",
     )
     parser.add_argument(
         "--uint8",
@@ -113,6 +113,13 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
         ) from None
     autoencoder.check(spec.autoencoder)
     return autoencoder
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise an InputError that names the option unless a file can be made at `path`, or folders above it."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {path} cannot be written, {above} is no folder that may be written to")
 
 
 def device_of_process(name: str) -> str:

@@ -61,8 +61,8 @@ def _class_counts(model: TrainedModel) -> list[int]:
     counts: Any = model.provenance.get("class_counts")
     if counts is None:
         raise InputError(
-            "labels_from: this checkpoint does not record how many elements each class had in training (nor do "
-            "imported ones and those of earlier versions); uniform draws all classes alike"
+            "labels_from: this checkpoint does not record how many elements each class had in training (nor "
+            "do imported ones and those of earlier versions); uniform draws all classes alike"
         )
     whole = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
     if not whole or len(counts) != model.spec.class_count or sum(counts) == 0:
