@@ -4,20 +4,17 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import randomize_, small_dit
+from helpers import NothingLarger, randomize_, small_dit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tvmatch.cli import results
 from tvmatch.data.config import ImagesData
@@ -48,22 +45,6 @@ ROUNDING = 1e-11
 
 def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator(seed, "evaluation tests"))
-
-
-class NothingLarger(TorchDispatchMode):
-    """No operation gives a tensor of more than `most` numbers."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            assert not isinstance(tensor, Tensor) or tensor.numel() <= self.most, (function, tensor.shape)
-        return result
 
 
 def gaussian(mean: Sequence[float], covariance: Tensor) -> GaussianStatistics:

@@ -215,6 +215,7 @@ def _joined(running: RunningGaussian, processes: Processes) -> RunningGaussian:
     counts = processes.gather(torch.tensor(moments.count))
     means = processes.gather(moments.mean)
     scatters = processes.gather(moments.scatter)
-    for count, mean, scatter in zip(counts[1:], means[1:], scatters[1:], strict=True):
-        running.merge(Moments(int(count), mean, scatter))
+    rows = processes.gather(moments.rows)
+    for part in zip(counts[1:], means[1:], scatters[1:], rows[1:], strict=True):
+        running.merge(Moments(int(part[0]), *part[1:]))
     return running

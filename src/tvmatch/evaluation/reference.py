@@ -36,6 +36,7 @@ MOST_VECTORS = 50_000
 """Real images whose features precision and recall see, at most: a random choice of them."""
 
 _HUB_TIMEOUT = 10.0
+_MOST_CACHED = 16_384  # features, whose covariance takes 2 GB
 _MOST_WORKERS = 4  # processes that decode images, for each one that extracts features
 
 
@@ -263,7 +264,9 @@ def _computed(
     reference = Reference(
         collected.pooled, collected.spatial, vectors, count, facts | {"images": count, "kind": "images"}
     )
-    if path is not None:
+    if path is not None and len(reference.pooled.mean) > _MOST_CACHED:
+        _LOGGER.warning("reference statistics are not kept: their covariance takes gigabytes")
+    elif path is not None:
         try:
             reference_files.write_cache(path, reference)
         except OSError as error:  # the figures are worth more than the cache
