@@ -73,6 +73,7 @@ def test_more_than_one_reading() -> None:
     assert several.labels_in("a, b").tolist() == [2]
     assert several.labels_in("0,3").tolist() == [0, 3]
     assert several.labels_in("a,b").tolist() == [0, 1]  # no name is written so
+    assert spec(" ,a", " ", "a").labels_in(" ,a").tolist() == [0]  # blanks and all
     long = spec("a", "a,a").labels_in
     with pytest.raises(InputError) as caught:
         long(",".join("a" * 5000))

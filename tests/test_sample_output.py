@@ -172,13 +172,13 @@ def test_memory_does_not_depend_on_the_count(layout: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TrainedModel, "sample", sample)
     out, *form = LAYOUTS[layout]
-    warm, few, many = (
+    assert main(["sample", "model", "--count=8", out, *form]) == 0  # it imports
+    few, many = (
         peak(count, [f"{out}{name}".replace(f".npz{name}", f"{name}.npz"), *form])
-        for count, name in ((8, "_warm"), (16, "_few"), (96, "_many"))
+        for count, name in ((16, "_few"), (48, "_many"))
     )
-    assert warm > 0  # it imports
     sample_size = 4 * 3 * 64 * 64
-    assert many - few < 5 * sample_size  # 80 more of them
+    assert many - few < 5 * sample_size  # 32 more of them
 
 
 # Going on

@@ -152,7 +152,7 @@ class DataSpec:
         Raises:
             InputError: as `label_indices`; also where a place is empty, or there is more than one way to cut.
         """
-        if self.class_names is None or text.strip() in self.class_names:
+        if self.class_names is None or self._find(text) is not None:
             return self.label_indices([text])
         parts = text.split(",")
         longest = 1 + max(name.count(",") for name in self.class_names)
