@@ -159,8 +159,8 @@ class LatentDataset:
         """Images of each class, mirror images counted where they are stored; None without labels."""
         if self.spec.class_names is None:
             return None
-        labels = torch.from_numpy(self._rows.data.column("label").to_numpy())
-        return count_classes(labels.long(), self.spec.class_count)
+        labels = torch.tensor(self._rows.data.column("label").to_numpy(), dtype=torch.int64)
+        return count_classes(labels, self.spec.class_count)
 
     def __len__(self) -> int:
         """Number of images."""
