@@ -318,6 +318,21 @@ def test_another_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMON, "--out=out"]) == 0
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_came_into_its_place_is_not_taken_for_finished(
+    layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMON, *LAYOUTS[layout]]
+    killed((TrainedModel, "sample", kill_at(1)), command)
+    out = Path(LAYOUTS[layout][0].removeprefix("--out="))
+    out.write_text("mine")
+    assert main(command) == 2
+    assert one_line(capsys).startswith(f"out: {out} exists already, and an unfinished one in {out}.partial")
+    assert out.read_text() == "mine"
+    out.unlink()
+    assert main(command) == 0
+
+
 def test_another_form_of_the_same_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     killed((TrainedModel, "sample", kill_at(1)), [*COMMON, "--out=out.npz"])
     assert "layout npz before, adm now" in refused(capsys, "--out=out.npz", "--format=adm")

@@ -81,15 +81,17 @@ def run(arguments: list[str]) -> int:
     }
     with partial_output.begin(out, paths, settings) as folder:
         for steps, path in zip(request.counts, paths, strict=True):
+            files = sample_files(
+                layout, folder / str(steps), path, numbers, model.output_shape, request.uint8
+            )
             if not path.exists():
-                files = sample_files(
-                    layout, folder / str(steps), path, numbers, model.output_shape, request.uint8
-                )
                 draw = numbered_samples(
                     model, labels, steps=steps, times=request.times, guidance=guidance, seed=request.seed
                 )
                 _fill(files, draw, request.batch_size)
                 files.finish(labels(numbers))
+            elif 0 < files.begin(request.batch_size) < count:  # not finished by us
+                raise InputError(f"out: {path} exists already, and an unfinished one in {folder}")
             results.show_paths([path])
     return 0
 
