@@ -1,5 +1,6 @@
 """Option types and arguments that several commands share."""
 
+import os
 import sys
 from pathlib import Path
 

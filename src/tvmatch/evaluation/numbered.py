@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws
 from tvmatch.trained_model import TrainedModel
 
 LabelsFrom = Literal["data", "uniform"]
@@ -49,10 +48,8 @@ def sample_labels(model: TrainedModel, labels_from: LabelsFrom | None, seed: int
 
     def drawn(numbers: range) -> list[int]:
         # Element n of all, sorted by their classes, has the class whose elements end after n.
-        return [
-            bisect_right(ends, int(torch.randint(ends[-1], (), generator=generator(seed, "label", k))))
-            for k in numbers
-        ]
+        places = ends[-1] * RowDraws(seed, "sample").uniform("label", numbers)
+        return [bisect_right(ends, int(place)) for place in places]
 
     return drawn
 
