@@ -78,9 +78,28 @@ class TrainedModel:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> "TrainedModel":
-        """Move the network to `device`, in place."""
+        """Move the network to `device`, in place.
+
+        Raises:
+            InputError: for a dtype. Weights stay in float32, since times must not be rounded; products run in
+                half precision under `torch.autocast`.
+        """
+        if isinstance(device, torch.dtype):
+            raise InputError(
+                f"device: got {device}; the weights stay in float32, and sampling runs in half precision "
+                'inside: with torch.autocast("cuda", torch.bfloat16)'
+            )
         self.network.to(device)
         return self
+
+    def _expect_float32(self) -> None:
+        """Of our networks; others may cast what they are given."""
+        dtype = next(self.network.parameters()).dtype
+        if isinstance(self.network, DiT | MLP) and dtype != torch.float32:
+            raise InputError(
+                f"network: weights in float32 are needed, got {dtype}; sampling runs in half precision "
+                'inside: with torch.autocast("cuda", torch.bfloat16)'
+            )
 
     def sample(
         self,
@@ -150,6 +169,7 @@ class TrainedModel:
         for name, number in (("seed", seed), ("first", first)):
             if number < 0:
                 raise InputError(f"{name}: must not be negative, got {number}")
+        self._expect_float32()
         classes, count = self._classes(labels, count)
         weight = self._guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)

@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import checkpoint
 
 from tvmatch.attention import norms
-from tvmatch.attention.refusals import RefuseWrongDerivatives, refusing_functions
+from tvmatch.attention.refusals import RefuseWrongDerivatives, refuse_checkpoint, refusing_functions
 
 # PyTorch's own, also while the name in `F` stands for another.
 pytorch_attention = F.scaled_dot_product_attention
+_pytorch_without_reentrance = checkpoint._checkpoint_without_reentrant_generator
+_pytorch_checkpoint_function = checkpoint.CheckpointFunction
 _pytorch_fastpath_enabled = torch.backends.mha.get_fastpath_enabled
 
 
@@ -93,7 +96,7 @@ def repair_forward_mode() -> Iterator[None]:
       one, by whatever name they are called: see `attention.refusals`. Those whose tangent is right, but not
       the gradients through it (`batch_norm` in training, `instance_norm`, `linalg.solve`, `det`, …), do so
       while gradients are recorded. Operators registered with `torch.library` that lose the tangent are among
-      them.
+      them, and `torch.utils.checkpoint`.
 
     What remains wrong without a word is what a model does to hide values from PyTorch: `detach`, `.data`,
     NumPy, kernels of its own outside an operator.
@@ -174,8 +177,26 @@ _FUNCTIONS: _Names = (
     (torch.backends.mha, "get_fastpath_enabled", _fastpath_enabled),
 )
 
-# The compiler cannot assign to a class.
+
+def _without_reentrance(*arguments: Any, **options: Any) -> Any:
+    """The first half of a checkpoint; without gradients there is nothing to compute again."""
+    if forward_ad._current_level >= 0 and torch.is_grad_enabled():
+        refuse_checkpoint()
+    return _pytorch_without_reentrance(*arguments, **options)
+
+
+class _CheckpointFunction(_pytorch_checkpoint_function):
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            refuse_checkpoint()
+        return _pytorch_checkpoint_function.apply(*arguments)
+
+
+# The compiler cannot assign to a class, and looks into checkpoints by itself.
 _METHODS: _Names = (
+    (checkpoint, "_checkpoint_without_reentrant_generator", _without_reentrance),
+    (checkpoint, "CheckpointFunction", _CheckpointFunction),
     (torch.nn.modules.batchnorm._BatchNorm, "forward", norms.batch_norm_forward),
     (torch.nn.SyncBatchNorm, "forward", norms.sync_batch_norm_forward),
 )

@@ -179,6 +179,19 @@ def refuse_batch_statistics(name: str, *inputs: Tensor | None) -> None:
         _refuse(f"torch.nn.functional.{name}", _BATCH)
 
 
+def refuse_checkpoint() -> NoReturn:
+    """In place of what `torch.utils.checkpoint.checkpoint` begins with in forward mode.
+
+    One of its forms raises deep inside, the other when gradients are taken: it does not find the tensors of
+    the tangent again.
+    """
+    raise NotImplementedError(
+        "torch.utils.checkpoint does not work inside torch.func.jvp: switch it off (in diffusers by "
+        "disable_gradient_checkpointing()), or write the network with tvmatch.dual, whose tangents can be "
+        "recomputed"
+    )
+
+
 def hides_tangent(arguments: Any) -> bool:
     """Whether a tensor among (nested) arguments carries a tangent of the open level of forward mode."""
     if isinstance(arguments, Tensor):
