@@ -17,7 +17,7 @@ from tvmatch.seeds import generator
 
 def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
     """x1 ~ N(0, I) for samples `indices` of `seed`: float32 (len(indices), *shape) on the CPU."""
-    noise = torch.empty(len(indices), *shape, dtype=torch.float32)
+    noise = torch.empty(len(indices), *shape, dtype=torch.float32, device="cpu")
     for row, index in zip(noise, indices, strict=True):
         row.normal_(generator=generator(seed, "noise", index))
     return noise

@@ -189,7 +189,7 @@ class TrainedModel:
             if self.spec.class_names is None:
                 return None, 16 if count is None else count
             count = self.spec.class_count if count is None else count
-            return torch.arange(count) % self.spec.class_count, count
+            return torch.arange(count, device="cpu") % self.spec.class_count, count
         if isinstance(labels, int | str | np.integer):
             labels = [labels] * (1 if count is None else count)
         classes = self.spec.label_indices(list(labels))
@@ -296,7 +296,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
 def _unallocated(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
     """The network without initial weights, which take long to draw and would be overwritten."""
     with torch.device("meta"):
-        return build_network(config, spec)
+        return build_network(config, spec).to(torch.float32)
 
 
 def _guidance(numbers: Any) -> Guidance:
@@ -358,7 +358,7 @@ def read_json(path: Path, expected_format: str) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
     try:
-        return load_file(path)
+        return load_file(path, device="cpu")
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except (OSError, SafetensorError) as error:

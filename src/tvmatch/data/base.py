@@ -54,7 +54,7 @@ class Dataset(Protocol):
 
 @lru_cache(maxsize=4)
 def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=generator(seed, "order", epoch))
+    return torch.randperm(length, generator=generator(seed, "order", epoch), device="cpu")
 
 
 def epoch_indices(length: int, step: int, size: int, seed: int) -> Tensor:
@@ -88,12 +88,12 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
     """
     if not 1 <= count <= length:
         raise InputError(f"count: {count} elements were asked for, the data set has {length}")
-    return torch.randperm(length, generator=generator(seed, "take"))[:count]
+    return torch.randperm(length, generator=generator(seed, "take"), device="cpu")[:count]
 
 
 def mirrored_at_random(count: int, step: int, seed: int) -> Tensor:
     """Which images of a step to mirror, each with probability 1/2: bool (count,), drawn for (seed, step)."""
-    return torch.rand(count, generator=generator(seed, "flip", step)) < 0.5
+    return torch.rand(count, generator=generator(seed, "flip", step), dtype=torch.float32, device="cpu") < 0.5
 
 
 def flip_at_random(images: Tensor, step: int, seed: int) -> Tensor:

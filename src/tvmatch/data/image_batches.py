@@ -92,7 +92,7 @@ class _Items(Dataset[_Item]):
             if latents is not None:
                 return _Item(number, torch.from_numpy(latents), None)
             pixels = self._source.pixels(number, self._resolution, self._crop)
-            return _Item(number, torch.tensor(pixels), None)
+            return _Item(number, torch.tensor(pixels, device="cpu"), None)
         except InputError as error:
             return _Item(number, None, str(error))
 

@@ -38,7 +38,9 @@ class Moments(NamedTuple):
 
     def sample(self, random: torch.Generator) -> Tensor:
         """mean + std ε with ε ~ N(0, I)."""
-        return self.mean + self.std * torch.randn(self.mean.shape, generator=random)
+        return self.mean + self.std * torch.randn(
+            self.mean.shape, generator=random, dtype=torch.float32, device="cpu"
+        )
 
 
 class Shard(NamedTuple):
@@ -154,7 +156,7 @@ class LatentDataset:
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The elements of training step `step`, drawn for (seed, step); see `Dataset.batch`."""
-        mirrored = torch.zeros(size, dtype=torch.bool)
+        mirrored = torch.zeros(size, dtype=torch.bool, device="cpu")
         if self.info.flips != "none":
             mirrored = mirrored_at_random(size, step, seed)
         indices = epoch_indices(len(self), step, size, seed)
@@ -163,18 +165,24 @@ class LatentDataset:
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""
         indices = distinct_indices(len(self), count, seed)
-        return self._draw(indices, torch.zeros(count, dtype=torch.bool), generator(seed, "posterior"))
+        return self._draw(
+            indices, torch.zeros(count, dtype=torch.bool, device="cpu"), generator(seed, "posterior")
+        )
 
     def moments(self, indices: Tensor) -> Moments:
         """Posteriors of the images of these numbers, unmirrored."""
-        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool)))
+        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool, device="cpu")))
 
     def _draw(self, indices: Tensor, mirrored: Tensor, random: torch.Generator) -> Batch:
         rows = self._read(indices, mirrored)
         values = self._moments(rows).sample(random)
         if self.info.flips == "drawn":
             values = torch.where(mirrored.view(-1, 1, 1, 1), values.flip(-1), values)
-        labels = None if self.spec.class_names is None else torch.tensor(rows["label"], dtype=torch.int64)
+        labels = (
+            None
+            if self.spec.class_names is None
+            else torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
+        )
         return Batch(values, labels)
 
     def _read(self, indices: Tensor, mirrored: Tensor) -> dict[str, Any]:

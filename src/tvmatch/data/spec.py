@@ -121,7 +121,7 @@ class DataSpec:
         """
         if self.class_names is None:
             raise InputError(f"labels: this model has no classes, got {list(labels)[:3]}")
-        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64)
+        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64, device="cpu")
 
     def _label_index(self, label: int | str) -> int:
         """The class that a name or a number means; digits are a number if no class is called so."""

@@ -200,7 +200,7 @@ def _from_images(path: str, split: str, work: _Work) -> Reference | None:
                 raise InputError(f"reference: {read.problems[0]}")
             if read.values is None or read.values.dtype != torch.uint8:
                 raise InputError(f"reference: {path} holds latents, it must hold images")
-            return (_luma(read.values) if grey else read.values) / 255
+            return (_luma(read.values) if grey else read.values).float() / 255
 
         with dead_workers_told():
             yield batch, len(source)
@@ -210,7 +210,7 @@ def _from_images(path: str, split: str, work: _Work) -> Reference | None:
 
 def _luma(images: Tensor) -> Tensor:
     """Grey bytes of colour ones, (B, 3, H, W) to (B, 1, H, W): ITU-R 601, rounded, as Pillow does it."""
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device).view(3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True).add(1 << 15).div(1 << 16, rounding_mode="floor")
 
 

@@ -47,8 +47,8 @@ class RunningGaussian:
 
     def __init__(self, features: int) -> None:
         self._count = 0
-        self._mean = torch.zeros(features, dtype=torch.float64)
-        self._scatter = torch.zeros(features, features, dtype=torch.float64)
+        self._mean = torch.zeros(features, dtype=torch.float64, device="cpu")
+        self._scatter = torch.zeros(features, features, dtype=torch.float64, device="cpu")
         self._waiting: list[Tensor] = []
 
     def update(self, features: Tensor) -> None:
