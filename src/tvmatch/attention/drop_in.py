@@ -22,7 +22,6 @@ from tvmatch.attention.refusals import RefuseWrongDerivatives, refuse_checkpoint
 
 # PyTorch's own, also while the name in `F` stands for another.
 pytorch_attention = F.scaled_dot_product_attention
-_pytorch_without_reentrance = checkpoint._checkpoint_without_reentrant_generator
 _pytorch_checkpoint_function = checkpoint.CheckpointFunction
 _pytorch_fastpath_enabled = torch.backends.mha.get_fastpath_enabled
 
@@ -178,11 +177,25 @@ _FUNCTIONS: _Names = (
 )
 
 
-def _without_reentrance(*arguments: Any, **options: Any) -> Any:
-    """The first half of a checkpoint; without gradients there is nothing to compute again."""
-    if forward_ad._current_level >= 0 and torch.is_grad_enabled():
-        refuse_checkpoint()
-    return _pytorch_without_reentrance(*arguments, **options)
+# Its name when the oldest, and the newest PyTorch is installed.
+_WITHOUT_REENTRANCE = [
+    name
+    for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+    if hasattr(checkpoint, name)
+]
+
+
+def _without_reentrance(start: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """`start` runs a checkpoint's first half and pauses; without gradients there is nothing to prepare."""
+
+    def started(*arguments: Any, **options: Any) -> Iterator[None]:
+        if forward_ad._current_level < 0:
+            return start(*arguments, **options)
+        if torch.is_grad_enabled():
+            refuse_checkpoint()
+        return iter((None,))
+
+    return started
 
 
 class _CheckpointFunction(_pytorch_checkpoint_function):
@@ -195,7 +208,7 @@ class _CheckpointFunction(_pytorch_checkpoint_function):
 
 # The compiler cannot assign to a class, and looks into checkpoints by itself.
 _METHODS: _Names = (
-    (checkpoint, "_checkpoint_without_reentrant_generator", _without_reentrance),
+    *((checkpoint, name, _without_reentrance(getattr(checkpoint, name))) for name in _WITHOUT_REENTRANCE),
     (checkpoint, "CheckpointFunction", _CheckpointFunction),
     (torch.nn.modules.batchnorm._BatchNorm, "forward", norms.batch_norm_forward),
     (torch.nn.SyncBatchNorm, "forward", norms.sync_batch_norm_forward),
