@@ -1,6 +1,7 @@
-# `make quickstart` trains a one-step generator of digits; `make test` runs the whole test suite.
-# Both share .venv. To take a CPU build of PyTorch, see the README. `make test-evaluation` tests the extractors of FID,
-# which need torchvision and the PyTorch that it belongs to, in an environment of their own (5.4 GB).
+# `make quickstart` trains a one-step generator of digits; `make test` runs the test suite, `make test-all` also the
+# long grids that it leaves out. They share .venv. To take a CPU build of PyTorch, see the README.
+# `make test-evaluation` tests the extractors of FID, which need torchvision and the PyTorch that it belongs to, in an
+# environment of their own (5.4 GB).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ EVALUATION := .venv-evaluation
 export GOMP_SPINCOUNT := 20000
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-evaluation lint format clean
+.PHONY: quickstart test test-all test-evaluation lint format clean
 
 quickstart: .venv/ready
 	@if [ -e $(QUICKSTART)/config.yaml ]; \
@@ -19,6 +20,9 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m exhaustive
 
 test-evaluation: $(EVALUATION)/ready
 	$(EVALUATION)/bin/python -m pytest tests_evaluation

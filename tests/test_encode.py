@@ -39,7 +39,7 @@ from tvmatch.data.image_reader import ImageSource, open_images
 from tvmatch.data.latents import LatentDataset, LatentsInfo, Moments
 from tvmatch.data.shards import ChannelSums, ShardWriter
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws, generator
 from tvmatch.training import recipe
 from tvmatch.training.start import _StepBatches as StepBatches
 
@@ -239,9 +239,8 @@ def test_draws_have_the_posterior_s_mean_and_deviation(encoded: Path) -> None:
 
 def expected_draws(step: int, dataset: LatentDataset) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers of the images of a step, which of them are mirrored, and the noise."""
-    shape = (COUNT, *dataset.spec.shape)
-    noise = torch.randn(shape, generator=generator(0, "posterior", step))
-    return epoch_indices(COUNT, step, COUNT, 0), mirrored_at_random(COUNT, step, 0), noise
+    noise = RowDraws(0, "step", step).normal("posterior", range(COUNT), dataset.spec.shape)
+    return epoch_indices(COUNT, step, COUNT, 0), mirrored_at_random(range(COUNT), step, 0), noise
 
 
 def test_flips_stored_are_encodings_of_mirror_images(
@@ -264,6 +263,15 @@ def test_flips_stored_are_encodings_of_mirror_images(
     # The statistics are of what is drawn from, mirror images included.
     both = torch.cat([straight.mean, mirror.mean]).double().mean((0, 2, 3))
     assert info.measured_mean == pytest.approx(both.tolist(), rel=1e-5)
+
+
+def test_a_shorter_batch_has_the_same_draws(encoded: Path) -> None:
+    """Posterior noise belongs to the row: the first rows of step 0 are the same whatever its size."""
+    dataset = LatentDataset(encoded)
+    assert torch.equal(dataset.batch(0, 13, 4).values, dataset.batch(0, 30, 4).values[:13])
+    moments, draws = dataset.moments(torch.arange(20)), RowDraws(0, "step", 1)
+    some = Moments(moments.mean[5:11], moments.std[5:11]).sample(draws, range(5, 11))
+    assert torch.equal(some, moments.sample(draws, range(20))[5:11])
 
 
 def test_flips_drawn_mirror_the_latents(encoder: MakeEncoder, encoded: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "dual": set(),
     "attention": {"dual"},
-    "models": {"dual", "attention", "errors"},
+    "models": {"dual", "attention", "errors", "seeds"},
     "flow_map": {"dual", "errors"},
     "times": FOUNDATIONS,
     "objectives": FOUNDATIONS | {"dual", "flow_map", "times"},

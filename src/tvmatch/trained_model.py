@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
+from tvmatch.files import expect_no_lfs_pointer
 from tvmatch.flow_map import FlowMap
 from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
 from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
@@ -30,11 +31,11 @@ Decoder = Callable[[Tensor], Tensor]
 NetworkConfig = DiTConfig | MLPConfig
 
 
-def build_network(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
-    """The network of a configuration for data of shape and classes `spec`."""
+def build_network(config: NetworkConfig, spec: DataSpec, seed: int | None = None) -> DiT | MLP:
+    """The network of a configuration for data of shape and classes `spec`; see `DiT` for the seed."""
     if isinstance(config, DiTConfig):
-        return DiT(config, spec.shape, spec.class_count)
-    return MLP(config, spec.shape, spec.class_count)
+        return DiT(config, spec.shape, spec.class_count, seed=seed)
+    return MLP(config, spec.shape, spec.class_count, seed=seed)
 
 
 @dataclass
@@ -71,6 +72,14 @@ class TrainedModel:
     def gives_images(self) -> bool:
         """Whether `sample` gives images in [0, 1]."""
         return self.spec.kind == "image" or (self.spec.kind == "latents" and self.decoder is not None)
+
+    @property
+    def knows_dropped_labels(self) -> bool:
+        """Whether it can be called without labels, as guidance by two velocities needs.
+
+        True for all but imported networks that were trained without label dropout.
+        """
+        return not isinstance(self.network, DiT | MLP) or self.network.conditioning.label_dropout
 
     @property
     def device(self) -> torch.device:
@@ -227,7 +236,9 @@ class TrainedModel:
         if not isinstance(self.network, DiT | MLP):
             raise TypeError(f"network: cannot describe a {type(self.network).__name__} in a file")
         kind = "dit" if isinstance(self.network, DiT) else "mlp"
-        return {
+        # Said only of imported networks that were trained without; all others were trained with it.
+        dropout = {} if self.knows_dropped_labels else {"label_dropout": False}
+        return dropout | {
             "format": FORMAT,
             "network": {"kind": kind, **asdict(self.network.config)},
             "data": self.spec.describe(),
@@ -264,8 +275,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         kinds: dict[str, type[DiTConfig] | type[MLPConfig]] = {"dit": DiTConfig, "mlp": MLPConfig}
         config = kinds[description["network"].pop("kind")](**description["network"])
         spec = DataSpec.from_description(description["data"])
+        network = _unallocated(config, spec)
+        network.conditioning.label_dropout = bool(description.get("label_dropout", True))
         model = TrainedModel(
-            network=_unallocated(config, spec),
+            network=network,
             spec=spec,
             scaled=bool(description["scaled"]),
             guidance=_guidance(description["guidance"]),
@@ -357,6 +370,7 @@ def read_json(path: Path, expected_format: str) -> dict[str, Any]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
+    expect_no_lfs_pointer(path)
     try:
         return load_file(path, device="cpu")
     except FileNotFoundError:

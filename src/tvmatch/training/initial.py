@@ -59,8 +59,12 @@ def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
             f"{model.guidance}"
         )
     _expect_same_network(config, model)
-    own, theirs = network.state_dict(), model.network.state_dict()
     messages = [f"the weights start from {config.initial} ({model.step:,} steps)"]
+    if not model.knows_dropped_labels:
+        messages.append(
+            "it was trained without dropped labels: the dropped label starts as the classes' mean"
+        )
+    own, theirs = network.state_dict(), model.network.state_dict()
     if any(name.startswith(GUIDANCE) for name in own.keys() - theirs.keys()):
         messages.append("the guidance embedding is new: it adds nothing at first")
         theirs |= {name: own[name] for name in own if name.startswith(GUIDANCE)}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.base import Batch, Dataset, checked_batch
+from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
@@ -107,6 +108,7 @@ class Trainer:
             self.dataset.spec,
             objective.guidance_weight,
             scaled=objective.scaled,
+            label_dropout=objective.label_dropout,
             device=self.device,
         )
 
@@ -143,7 +145,8 @@ class Trainer:
         if path.resolve() not in (self.out.resolve(), saved[-1].resolve()):
             raise InputError(f"resume: {path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
         self._expect_same_model(saved[-1])
-        before = {"compile": False, "recompute": "none"}  # in checkpoints that do not say
+        # In checkpoints that do not say.
+        before = {"compile": False, "recompute": "none", "random_streams": 1}
         written_under = before | load_checkpoint(saved[-1], self.state)
         ours = self._build_facts()
         if written_under != ours:
@@ -168,6 +171,7 @@ class Trainer:
         """Refuse to go on with another network, data set or parameterisation than the checkpoint's."""
         saved = read_json(folder / "model.json", MODEL_FORMAT)
         ours = json.loads(json.dumps(self.trained_model().describe()))
+        _take_rounding(saved.get("data"), ours["data"])
         for key in ("network", "data", "scaled", "guidance"):
             if saved.get(key) != ours[key]:
                 raise InputError(f"{folder}: {_difference(key, saved.get(key), ours[key])}")
@@ -255,6 +259,7 @@ class Trainer:
     def _step(self, batch: Batch, log: RunLog) -> None:
         """One optimiser step, the moving averages, and the log."""
         state, training = self.state, self.config.training
+        batch = checked_batch(batch, self.dataset, training.batch_size)
         draws = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
         logged = (state.step + 1) % training.log_every == 0 or state.step == 0
         norms = modulation_norms(state.network, draws.times, *draws.conditions) if logged else {}
@@ -306,6 +311,15 @@ def _difference(key: str, saved: Any, ours: Any) -> str:
         name = next(name for name in (ours | saved) if saved.get(name) != ours.get(name))
         key, saved, ours = f"{key}.{name}", saved.get(name), ours.get(name)
     return f"its {key} is {saved}, the configuration's {ours}"
+
+
+def _take_rounding(saved: Any, ours: dict[str, Any]) -> None:
+    """Take the checkpoint's digits of a normalisation that is the same but for its rounding, in place."""
+    scale = ours["std"]
+    for name in ("mean", "std"):
+        numbers = saved.get(name) if isinstance(saved, dict) else None
+        if isinstance(numbers, list) and all(isinstance(x, int | float) and abs(x) < 1e15 for x in numbers):
+            ours[name] = numbers if agree(numbers, ours[name], scale) else ours[name]
 
 
 def _scalars(result: StepResult) -> dict[str, float]:

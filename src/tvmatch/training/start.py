@@ -11,7 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tvmatch.data.base import Batch, Dataset
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.seeds import fold
+from tvmatch.seeds import generator
 from tvmatch.trained_model import build_network
 from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.config import Config
@@ -72,12 +72,12 @@ def check_out(out: Path, resume: str | Path | None) -> None:
 def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
     """The network with initial weights, a function of the configuration's seed alone.
 
+    No random state of the process takes part or changes, so threads may do this at the same time.
+
     Raises:
         InputError: if it does not fit the data.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(fold(config.seed, "weights"))
-        return build_network(config.network, spec)
+    return build_network(config.network, spec, config.seed)
 
 
 def initial_state(
@@ -121,6 +121,7 @@ def step_batches(dataset: Dataset, config: Config, steps: Sequence[int]) -> Iter
         sampler=steps,
         num_workers=config.training.data_workers,
         worker_init_fn=ignore_signals,
+        generator=generator(config.seed, "workers"),  # their seed; by default the caller's generator gives it
     )
     return iter(batches)
 
