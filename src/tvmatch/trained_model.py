@@ -309,7 +309,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
 def _unallocated(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
     """The network without initial weights, which take long to draw and would be overwritten."""
     with torch.device("meta"):
-        return build_network(config, spec).to(torch.float32)
+        return build_network(config, spec).to(torch.float32)  # whatever PyTorch's default is
 
 
 def _guidance(numbers: Any) -> Guidance:
