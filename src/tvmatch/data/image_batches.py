@@ -83,7 +83,7 @@ class _Reader:
             if latents is not None:
                 return _Item(number, torch.from_numpy(latents), None)
             pixels = self.source.pixels(number, self.resolution, self.crop, self.channels)
-            return _Item(number, torch.tensor(pixels), None)
+            return _Item(number, torch.tensor(pixels, device="cpu"), None)
         except InputError as error:
             return _Item(number, None, str(error))
 

@@ -143,7 +143,7 @@ def load_images(options: ImagesData) -> ImageDataset:
         mean=(0.5,) * options.channels,
         std=(0.5,) * options.channels,
     )
-    labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy())
+    labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy(), device="cpu")
     return ImageDataset(
         rows.select_columns("pixels"),
         spec,

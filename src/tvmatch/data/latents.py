@@ -159,7 +159,7 @@ class LatentDataset:
         """Images of each class, mirror images counted where they are stored; None without labels."""
         if self.spec.class_names is None:
             return None
-        labels = torch.tensor(self._rows.data.column("label").to_numpy(), dtype=torch.int64)
+        labels = torch.tensor(self._rows.data.column("label").to_numpy(), dtype=torch.int64, device="cpu")
         return count_classes(labels, self.spec.class_count)
 
     def __len__(self) -> int:

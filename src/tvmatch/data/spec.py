@@ -141,7 +141,7 @@ class DataSpec:
         """
         if self.class_names is None:
             raise InputError(f"labels: this model has no classes, got {list(labels)[:3]}")
-        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64)
+        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64, device="cpu")
 
     def labels_in(self, text: str) -> Tensor:
         """Class numbers of a list such as "3, cat", int64 of shape (number of labels,).

@@ -102,7 +102,7 @@ def _checked_labels(
         if class_names is not None:
             raise InputError("class_names: there are names but no labels")
         return None, None
-    labels = torch.as_tensor(labels).detach().cpu()
+    labels = (labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")).detach().cpu()
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"labels: must be integers, got {labels.dtype}")
     if labels.shape != (count,):

@@ -84,7 +84,7 @@ def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes
     Raises:
         InputError: if it does not give one vector an image.
     """
-    features = extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    features = extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8, device="cpu"))
     sizes = []
     for name, values in features._asdict().items():
         if values is not None and (values.ndim != 2 or values.shape[0] != 1 or values.shape[1] < 1):
@@ -173,8 +173,8 @@ def collect(
         raise InputError(f"samples: must be at least 2, got {count}")
     pooled = RunningGaussian(sizes.pooled)
     spatial = RunningGaussian(sizes.spatial or 0)
-    vectors = [torch.zeros(0, sizes.pooled)]
-    logits = [torch.zeros(0, sizes.logits or 0)]
+    vectors = [torch.zeros(0, sizes.pooled, dtype=torch.float32, device="cpu")]
+    logits = [torch.zeros(0, sizes.logits or 0, dtype=torch.float32, device="cpu")]
     seconds, timed = 0.0, 0
     share = processes.share(-(-count // batch_size))
     for done, batch in enumerate(share, start=1):
@@ -196,7 +196,9 @@ def collect(
     parts = _joined(pooled, processes), _joined(spatial, processes) if kept.spatial else None
     all_vectors = processes.gather(torch.cat(vectors))
     all_logits = processes.gather(torch.cat(logits))
-    speeds = processes.gather(torch.tensor(timed / seconds if timed else 0.0, dtype=torch.float64))
+    speeds = processes.gather(
+        torch.tensor(timed / seconds if timed else 0.0, dtype=torch.float64, device="cpu")
+    )
     if not processes.is_first:
         return None
     return Collected(
@@ -212,7 +214,7 @@ def collect(
 def _joined(running: RunningGaussian, processes: Processes) -> RunningGaussian:
     """What all processes have seen, in the first of them."""
     moments = running.moments()
-    counts = processes.gather(torch.tensor(moments.count))
+    counts = processes.gather(torch.tensor(moments.count, device="cpu"))
     means = processes.gather(moments.mean)
     scatters = processes.gather(moments.scatter)
     rows = processes.gather(moments.rows)

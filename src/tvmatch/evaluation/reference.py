@@ -218,7 +218,7 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
                 raise InputError(f"reference: {read.problems[0]}")
             if read.values is None or read.values.dtype != torch.uint8:
                 raise InputError(f"reference: {path} holds latents, it must hold images")
-            return read.values / 255
+            return read.values.float() / 255
 
         with read_batches(source, own, (height, width), crop, workers, channels) as decoded:
             yield batch, len(source)

@@ -52,8 +52,8 @@ class RunningGaussian:
 
     def __init__(self, features: int) -> None:
         self._count = 0
-        self._mean = torch.zeros(features, dtype=torch.float64)
-        self._scatter = torch.zeros(0, features, dtype=torch.float64)
+        self._mean = torch.zeros(features, dtype=torch.float64, device="cpu")
+        self._scatter = torch.zeros(0, features, dtype=torch.float64, device="cpu")
         self._rows: list[Tensor] = []
         self._waiting: list[Tensor] = []
 
