@@ -148,6 +148,4 @@ def load_data(config: Config) -> Dataset:
 
         datasets.disable_progress_bars()
     dataset: Dataset = config.data.load()
-    for line in getattr(dataset, "findings", ()):
-        print(line, flush=True)
     return dataset

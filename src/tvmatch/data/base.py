@@ -52,6 +52,35 @@ class Dataset(Protocol):
         ...
 
 
+def checked_labels(batch: Batch, spec: DataSpec) -> Batch:
+    """The batch, if its labels are what its data set says; a label K would be taken for a dropped one.
+
+    Raises:
+        InputError: labels without classes or the other way round, not one integer an element, or outside
+            0 … K − 1.
+    """
+    labels, count = batch.labels, spec.class_count
+    if labels is None and count == 0:
+        return batch
+    if labels is None:
+        raise InputError("data: the data set has class_names, but no labels")
+    if count == 0:
+        raise InputError("data: the data set has labels, but its spec no class_names")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"data: labels must be integers, the data set gives {labels.dtype}")
+    if labels.shape != batch.values.shape[:1]:
+        raise InputError(
+            f"data: there must be a label for each of {len(batch.values)} elements, the data set gives "
+            f"labels of shape {tuple(labels.shape)}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        hint = "; classes are numbered from 0" if low > 0 and high == count else ""
+        wrong = low if low < 0 else high
+        raise InputError(f"data: the data set gives label {wrong}, which is outside 0 … {count - 1}{hint}")
+    return batch
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator(seed, "order", epoch))

@@ -6,8 +6,9 @@ from pathlib import Path
 from tvmatch.data.folder_layout import class_of, labels_by_folder, splits_within_classes
 from tvmatch.data.folder_splits import SPLIT_OF, find_splits
 from tvmatch.data.folder_walk import Level, Tree, level, stamp
-from tvmatch.data.image_formats import formats_in_words, image_suffixes, suffix_of
-from tvmatch.data.listing import LeftOut, Listing, Notes, digest
+from tvmatch.data.found import LeftOut, Notes
+from tvmatch.data.image_formats import files_like, formats_in_words, image_suffixes, suffix_of
+from tvmatch.data.listing import Listing, digest
 from tvmatch.errors import InputError
 
 
@@ -66,7 +67,7 @@ def without(left_out: LeftOut, others: Sequence[str]) -> LeftOut:
     """What is left out, and files that are no images by their names."""
     together = LeftOut(left_out)
     for name in others:
-        together.add(suffix_of(name) or "without an ending", name)
+        together.add(files_like(name), name)
     return together
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tvmatch.data.folder_walk import Level
-from tvmatch.data.listing import printable
+from tvmatch.data.found import printable
 from tvmatch.errors import InputError
 
 SPLIT_NAMES = {
@@ -138,7 +138,7 @@ def look_like_splits(names: Collection[str]) -> list[str]:
 
 
 def _unnamed(alike: list[str], path: str) -> str:
-    first = printable(alike[0])
+    first = printable(next(name for name in alike if kind_of_split(name) == "training"))
     return (
         f"data.path: {path} holds {', '.join(map(printable, alike))}, which look like splits, but those are "
         f"called train, validation or test: name one of these with --data.split {first}, give data.path "
@@ -154,9 +154,15 @@ def _stray(known: dict[str, list[str]], images: list[str], path: str) -> str:
 
 
 def _beside(known: dict[str, list[str]], other: list[str], path: str) -> str:
-    first = next(iter(known.values()))[0]
+    first, beside = printable(next(iter(known.values()))[0]), printable(other[0])
+    splits = ", ".join(sorted(known))
+    holds = f"data.path: {path} holds splits ({splits}) and also {beside}, which is no split's name"
+    if "train" in known:
+        return (
+            f"{holds}: give data.path {path}/{first} for that split alone, name the other one with "
+            f"--data.split {beside}, or move or rename one of them"
+        )
     return (
-        f"data.path: {path} holds splits ({', '.join(sorted(known))}) and also {printable(other[0])}, which "
-        f"is no split's name: give data.path {path}/{first} for that split alone, name the other one as "
-        f"--data.split {printable(other[0])}, or move or rename one of them"
+        f"{holds}: if that is a class, move or rename {first}, or take it alone with --data.split {first}; "
+        f"if it is a split, name it with --data.split {beside}"
     )

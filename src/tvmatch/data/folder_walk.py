@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tvmatch.data.found import LeftOut, printable
 from tvmatch.data.image_formats import image_suffixes, suffix_of
-from tvmatch.data.listing import LeftOut, printable
 from tvmatch.errors import InputError
 
 _SYSTEM = frozenset(
@@ -20,9 +20,9 @@ _SYSTEM = frozenset(
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
     }
 )
-HIDDEN = "hidden or of the system"
-IN_A_CIRCLE = "linked to a folder above"
-TWICE = "linked a second time"
+HIDDEN = "hidden files and folders, or the system's"
+IN_A_CIRCLE = "links to a folder above"
+TWICE = "folders linked a second time"
 SPECIAL = "neither file nor folder"
 
 

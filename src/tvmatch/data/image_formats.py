@@ -37,6 +37,11 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def files_like(name: str) -> str:
+    """What to call files with this one's ending: ".heic files"."""
+    return f"{suffix_of(name)} files" if suffix_of(name) else "files without an ending"
+
+
 def formats_in_words(names: Iterable[str]) -> str:
     """The endings of files and how many have each: ".heic (12), .txt (1)"."""
     counts = Counter(suffix_of(name) or "no ending" for name in names)

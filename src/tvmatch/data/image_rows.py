@@ -8,8 +8,9 @@ from typing import Any
 
 import datasets
 
+from tvmatch.data.found import Notes, printable
 from tvmatch.data.image_zip import read_member
-from tvmatch.data.listing import PLACE, Notes, printable
+from tvmatch.data.listing import PLACE
 from tvmatch.data.npy import NPY_SUFFIX
 
 

@@ -13,11 +13,12 @@ from tvmatch.data.described_folder import data_files_of, described_images, is_de
 from tvmatch.data.folder_source import choose_split, described, list_images, parted
 from tvmatch.data.folder_splits import ONE_SPLIT, SPLIT_OF
 from tvmatch.data.folder_walk import Tree, walk
+from tvmatch.data.found import Notes
 from tvmatch.data.image_formats import suffix_of
 from tvmatch.data.image_rows import EncodedImages, RowNames, Source
 from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_zip
 from tvmatch.data.imagenet import ImageNet, find_imagenet, list_imagenet
-from tvmatch.data.listing import Listing, Notes, as_rows, digest, one_line
+from tvmatch.data.listing import Listing, as_rows, digest, one_line
 from tvmatch.errors import InputError
 
 _TABLES = (".parquet", ".arrow")
@@ -35,8 +36,7 @@ def open_source(path: str, split: str) -> Source:
         raise InputError(
             "data.path: give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
         )
-    if not re.fullmatch(r"[\w .-]+(\[(-?\d+%?)?:(-?\d+%?)?\])?", split):
-        raise InputError(f"data.split: must be a name like train or a slice like train[:1000], got {split!r}")
+    _check_split(split)
     whole = EncodedImages(RowNames((f"{path}, split {split}",)))
     if not local.exists():
         _check_hub(path)
@@ -62,6 +62,16 @@ def open_source(path: str, split: str) -> Source:
             f"data.path: {path} holds no images and no .parquet or .arrow files{described(others)}"
         )
     return _open_folder(path, local, tree, split)
+
+
+def _check_split(split: str) -> None:
+    """Refuse what is no split."""
+    match = re.fullmatch(r"[\w .-]+(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    if not match:
+        raise InputError(f"data.split: must be a name like train or a slice like train[:1000], got {split!r}")
+    ends = [end for end in match.groups() if end is not None]
+    if any(abs(int(end.rstrip("%"))) > 100 for end in ends if end.endswith("%")):
+        raise InputError(f"data.split: percents must be within -100 and 100, got {split!r}")
 
 
 def _open_folder(path: str, root: Path, tree: Tree, split: str) -> Source:
@@ -110,17 +120,27 @@ def _open_listing(root: Path, split: str, stamp: str, listing: Listing) -> Sourc
 
 def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: Notes) -> Source:
     """The slice that `split` names of the listed files, which are the split as a whole."""
-    slice_of_train = "train" + split[len(split.partition("[")[0]) :]
-    try:
-        (part,) = datasets.ReadInstruction.from_spec(slice_of_train).to_absolute({"train": len(whole)})
-    except ValueError as error:  # percents that are none
-        raise InputError(f"data.split: {split!r} of {root}: {one_line(error)}") from error
-    first, end = part.from_ or 0, len(whole) if part.to is None else part.to
-    if first >= end:
-        there = f"; left out: {notes.left_out.described()}" if notes.left_out and not len(whole) else ""
-        raise InputError(f"data.split: {split!r} of {root} holds no rows, of {len(whole)} in all{there}")
+    if len(whole) == 0 and notes.left_out:
+        raise InputError(
+            f"data.split: {split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
+        )
+    rows = whole.select(_numbers(split, len(whole), str(root)))
     images = EncodedImages(RowNames((str(root),)), root.absolute(), stamp)
-    return Source(whole.select(range(first, end)), images, digest(stamp, split), notes)
+    return Source(rows, images, digest(stamp, split), notes)
+
+
+def _numbers(split: str, count: int, path: str) -> range:
+    """Numbers of the rows that a slice takes of a split of `count` rows.
+
+    Raises:
+        InputError: it takes none.
+    """
+    instruction = datasets.ReadInstruction.from_spec("train" + split[len(split.partition("[")[0]) :])
+    (part,) = instruction.to_absolute({"train": count})
+    numbers = range(part.from_ or 0, count if part.to is None else part.to)
+    if not numbers:
+        raise InputError(f"data.split: {split!r} of {path} holds no rows, of {count} in all")
+    return numbers
 
 
 def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
@@ -147,6 +167,9 @@ def _parquet_rows(file: Path) -> int:
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:
     """`datasets.load_dataset`, with every failure as one line about the user's path and split."""
+    name, bracket, _ = split.partition("[")
+    if bracket:  # `datasets` takes slices that hold nothing for some that hold a few rows
+        _numbers(split, len(_load(builder, name, path, **options)), path)
     try:
         return datasets.load_dataset(builder, split=split, **options)
     except Exception as error:  # a dozen kinds, of datasets, fsspec, pyarrow and pandas

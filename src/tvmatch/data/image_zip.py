@@ -20,8 +20,9 @@ from tvmatch.data.folder_layout import class_of, labels_by_folder
 from tvmatch.data.folder_source import check_classes_hold_no_splits
 from tvmatch.data.folder_splits import ONE_SPLIT, SPLIT_OF, find_splits
 from tvmatch.data.folder_walk import HIDDEN, Level, is_hidden, stamp, walk
-from tvmatch.data.image_formats import image_suffixes, suffix_of
-from tvmatch.data.listing import LeftOut, Listing, Notes, digest, one_line, printable
+from tvmatch.data.found import LeftOut, Notes, printable
+from tvmatch.data.image_formats import files_like, image_suffixes, suffix_of
+from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.data.npy import NPY_SUFFIX
 from tvmatch.errors import InputError
 
@@ -264,7 +265,7 @@ def _images(names: Iterable[str]) -> tuple[list[str], LeftOut]:
         elif suffix_of(name) in suffixes:
             images.append(name)
         elif name != DESCRIPTION:
-            left_out.add(suffix_of(name) or "without an ending", name)
+            left_out.add(files_like(name), name)
     return images, left_out
 
 

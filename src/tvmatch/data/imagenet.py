@@ -17,7 +17,8 @@ from typing import NamedTuple
 from tvmatch.data.folder_layout import class_of, labels_by_folder
 from tvmatch.data.folder_source import parted, without
 from tvmatch.data.folder_walk import level, stamp, walk
-from tvmatch.data.listing import Listing, Notes, digest, one_line, printable
+from tvmatch.data.found import Notes, printable
+from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.errors import InputError
 
 _WORDNET_ID = re.compile(r"n\d{8}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from tvmatch.data.found import LeftOut, Notes, printable
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
 
@@ -16,22 +17,6 @@ PLACE = "place"  # the column that says where in a ZIP an image is
 _VERSION = "1"  # change it when the rows change, so that no older list is read
 _ROWS_A_CHUNK = 10_000
 _NOTES = b"tvmatch"  # the key of the notes in the table's metadata
-
-
-class LeftOut(dict[str, tuple[int, str]]):
-    """How many files or folders are left out, and the first of them, by the reason."""
-
-    def add(self, reason: str, name: str) -> None:
-        """Count one more."""
-        count, first = self.get(reason, (0, name))
-        self[reason] = (count + 1, first)
-
-    def described(self) -> str:
-        """In words: "12 .heic (the first: cats/0.heic), 1 linked a second time (the first: …)"."""
-        return ", ".join(
-            f"{count} {reason} ({'' if count == 1 else 'the first: '}{printable(first)})"
-            for reason, (count, first) in self.items()
-        )
 
 
 @dataclass(frozen=True)
@@ -50,33 +35,13 @@ class Listing:
     labels: Sequence[int | None]
     class_names: tuple[str, ...] | None = None
     places: Sequence[Sequence[int]] | None = None
-    notes: "Notes" = field(default_factory=lambda: Notes())
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What there is to say about the files of a data set.
-
-    Attributes:
-        left_out: what is none of its images.
-        why_none: why there are no labels, "" if there are some.
-        problem: what is wrong with the labels, to be raised for those who want them.
-    """
-
-    left_out: LeftOut = field(default_factory=LeftOut)
-    why_none: str = ""
-    problem: str = ""
+    notes: Notes = field(default_factory=Notes)
 
 
 def one_line(error: BaseException) -> str:
     """An exception's message, or its kind if it has none, on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
-
-
-def printable(name: str) -> str:
-    """A file's name for messages, which are one line."""
-    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def digest(*parts: str | bytes) -> str:

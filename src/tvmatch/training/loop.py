@@ -238,7 +238,7 @@ class Trainer:
             unfinished.write_text(to_yaml(self.config), encoding="utf-8")
         log = RunLog(self.out, self.state.step, training.steps, training.batch_size, unit)
         with log, collected_signals() as received:
-            for message in self.messages:
+            for message in (*getattr(self.dataset, "findings", ()), *self.messages):
                 log.message(message)
             clock = time.perf_counter()
             for batch in step_batches(self.dataset, self.config, range(self.state.step, last)):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.base import Batch, Dataset, checked_labels
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.seeds import fold
@@ -122,7 +122,7 @@ def step_batches(dataset: Dataset, config: Config, steps: Sequence[int]) -> Iter
         num_workers=config.training.data_workers,
         worker_init_fn=ignore_signals,
     )
-    return iter(batches)
+    return (checked_labels(batch, dataset.spec) for batch in batches)
 
 
 class _StepBatches(TorchDataset[Batch]):
