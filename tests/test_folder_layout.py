@@ -121,7 +121,7 @@ FOLDERS = st.lists(FOLDER, unique=True, max_size=8)
 LINKS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 10)), max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(FOLDERS, LINKS)
 @example(["a", "b"], [(1, 0), (2, 0), (1, 2), (2, 1)])
 def test_walks_see_each_file_once_and_end(

@@ -613,3 +613,24 @@ def test_the_earlier_fingerprint_is_that_of_datasets() -> None:
     assert earlier_fingerprint("a", "train", "label") == rows._fingerprint
     os.utime("a/cats/0.png", ns=(1, 1))
     assert earlier_fingerprint("a", "train", "label") != rows._fingerprint
+
+
+# --- folders that `datasets` reads ---
+
+
+def described(folder: str, animals: dict[str, str]) -> None:
+    lines = ["file_name,animal", *(f"{name},{animal}" for name, animal in animals.items())]
+    Path(folder, "metadata.csv").write_text("\n".join(lines))
+
+
+def test_folders_with_a_description_have_splits_and_links_like_others() -> None:
+    mk("some/std::x/0.png", "some/b/1.png")
+    described("some", {"std::x/0.png": "ant", "b/1.png": "bee"})
+    Path("some/b/again").symlink_to("..")
+    assert found("some", label_column="animal") == (2, ("ant", "bee"))
+    assert "no classes (its columns are image, animal)" in see("some", label_column="auto").findings[0]
+    mk("splits/train/{0,1}.png", "splits/holdout/2.png")
+    described("splits/train", {"0.png": "ant", "1.png": "bee"})
+    described("splits/holdout", {"2.png": "cow"})
+    refused("splits", "splits (train) and also holdout", label_column="animal")
+    assert found("splits", label_column="animal", split="holdout") == (1, ("cow",))

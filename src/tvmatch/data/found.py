@@ -52,7 +52,7 @@ def lines_of_findings(
     labels: NDArray[np.integer] | None,
     notes: Notes | None = None,
     *,
-    in_vain: bool = False,
+    why_none: str = "",
     unit: str = "images",
 ) -> tuple[str, ...]:
     """A line on images and classes; where there is need, one on empty classes and one on what was left out.
@@ -63,11 +63,11 @@ def lines_of_findings(
         class_names: in the order of the class numbers, or None without classes.
         labels: a class number each, or None.
         notes: on the files.
-        in_vain: whether labels were looked for, if there are none.
+        why_none: why there are no classes, if they were looked for.
         unit: what the elements are.
     """
     notes = notes or Notes()
-    lines = [f"{where}: {count:,} {unit}, {_classes(class_names, notes.why_none if in_vain else '')}"]
+    lines = [f"{where}: {count:,} {unit}, {_classes(class_names, why_none)}"]
     if class_names is not None and labels is not None:
         images = np.bincount(labels, minlength=len(class_names))
         empty = np.flatnonzero(images == 0).tolist()

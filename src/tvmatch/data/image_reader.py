@@ -154,7 +154,7 @@ def open_images(
     if len(source.rows) == 0:
         raise InputError(f"data.split: {split!r} of {path} holds no rows")
     column = find_image_column(source.rows, image_column, path)
-    in_vain = label_column == AUTO
+    why_none = source.why_none if label_column == AUTO else ""
     label_column = choose_label_column(source, label_column, path)
     class_names, labels = None, None
     if label_column is not None:
@@ -165,7 +165,7 @@ def open_images(
             values = pa.compute.index_in(values, value_set=pa.array(class_names, values.type))
         labels = values.to_numpy().astype(np.int32)
     findings = lines_of_findings(
-        f"{path}, split {split}", len(source.rows), class_names, labels, source.notes, in_vain=in_vain
+        f"{path}, split {split}", len(source.rows), class_names, labels, source.notes, why_none=why_none
     )
     return ImageSource(source, column, label_column, class_names, labels, findings)
 

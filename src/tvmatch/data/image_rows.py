@@ -99,6 +99,11 @@ class Source:
     fingerprint: str
     notes: Notes = field(default_factory=Notes)
 
+    @property
+    def why_none(self) -> str:
+        """Why there are no labels."""
+        return self.notes.why_none or f"its columns are {', '.join(self.rows.column_names)}"
+
     def name(self, row: int) -> str:
         """What to call a row in a message."""
         if self.images.root is None:

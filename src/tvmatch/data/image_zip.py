@@ -89,7 +89,8 @@ def _by_folder(
     images, left_out = _images(files)
     # Windows' own program parts folders by "\\".
     member_of = {name.replace("\\", "/"): name for name in images}
-    others = [name for name in files if name not in set(images) and not _is_hidden(name)]
+    suffixes = _suffixes()
+    others = [name for name in files if suffix_of(name) not in suffixes and not _is_hidden(name)]
     whole = _Names(list(member_of), others, [name for name in empty if not _is_hidden(name)])
     top = whole.inside(_wrapper(whole.images))
     splits = find_splits(top.level(""), top.level, str(archive))
@@ -257,8 +258,7 @@ def _place(member: zipfile.ZipInfo) -> Place:
 
 def _images(names: Iterable[str]) -> tuple[list[str], LeftOut]:
     """Files that should be images by their names, sorted, and the others."""
-    suffixes = {NPY_SUFFIX, *image_suffixes()}
-    images, left_out = [], LeftOut()
+    suffixes, images, left_out = _suffixes(), [], LeftOut()
     for name in sorted(names):
         if _is_hidden(name):
             left_out.add(HIDDEN, name)
@@ -267,6 +267,10 @@ def _images(names: Iterable[str]) -> tuple[list[str], LeftOut]:
         elif name != DESCRIPTION:
             left_out.add(files_like(name), name)
     return images, left_out
+
+
+def _suffixes() -> frozenset[str]:
+    return image_suffixes() | {NPY_SUFFIX}
 
 
 def _is_hidden(name: str) -> bool:

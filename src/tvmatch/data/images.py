@@ -148,7 +148,7 @@ def load_images(options: ImagesData) -> ImageDataset:
         class_names,
         None if labels is None else labels[usable].numpy(),
         source.notes,
-        in_vain=options.label_column == AUTO,
+        why_none=source.why_none if options.label_column == AUTO else "",
     )
     return ImageDataset(
         rows.select_columns("pixels"),
