@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def mk(*names: str) -> None:
             continue
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        random = np.random.default_rng(abs(hash(name)) % 2**32)
+        random = np.random.default_rng(zlib.crc32(name.encode()))
         image = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
         image.save(path, format=FORMATS.get(path.suffix, "PNG"))
 
