@@ -875,13 +875,13 @@ def test_data_without_labels(vae: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_data_are_listed_once(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million files take minutes on a network's disk."""
-    scan, calls = image_source._scan, []
+    walk, calls = image_source.walk, []
 
     def counted(root: Path) -> Any:
         calls.append(root)
-        return scan(root)
+        return walk(root)
 
-    monkeypatch.setattr(image_source, "_scan", counted)
+    monkeypatch.setattr(image_source, "walk", counted)
     assert main(command(tmp_path / "out", vae)) == 0
     assert calls == [PHOTOGRAPHS]
 

@@ -143,6 +143,8 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
     source = open_images(
         parsed.data, parsed.split, label_column=label_column, image_column=parsed.image_column
     )
+    if not torchrun.local_rank():
+        print("\n".join(source.findings), flush=True)
     options = EncodingOptions(
         data=parsed.data,
         split=parsed.split,
@@ -266,5 +268,6 @@ def _options_by_their_names() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        text = re.sub(r"^data\.(path|latents)\b", "data", str(error))
+        text = re.sub(r"\bdata\.(path|latents)\b", "data", str(error))
+        text = re.sub(r"\bdata\.(split|label_column)\b", r"\1", text)
         raise InputError(text.removeprefix("data.")) from error

@@ -83,8 +83,9 @@ def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: i
         raise InputError(f"{name}: it returned {len(labels)} labels for {len(values)} elements")
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= spec.class_count:
+        hint = "; classes are numbered from 0" if low > 0 and high == spec.class_count else ""
         raise InputError(
-            f"{name}: labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}"
+            f"{name}: labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}{hint}"
         )
     return Batch(values, labels)
 

@@ -54,10 +54,10 @@ class ImagesData:
 
     Attributes:
         path: a folder of images (class folders allowed), a .parquet or .arrow file, a folder of such files,
-            ImageNet as it is distributed (the folder that holds ILSVRC, or train and val), a .zip or folder
-            with a dataset.json, or the name of a data set on the Hub.
-        split: which split to use. Folders or files named train, validation and test are splits; anything
-            else is "train". Slices like "train[:1000]" are allowed.
+            ImageNet as it is distributed (the folder that holds ILSVRC, or train and val), a .zip of images
+            or a folder with a dataset.json, or the name of a data set on the Hub.
+        split: which split to use. Folders or files named train, validation and test are splits; without any
+            all is "train". Slices like "train[:1000]" are allowed.
         resolution: size in pixels, one number for squares or [height, width]. An image is cropped about its
             centre to this shape and resized with an antialiasing filter.
         crop: "centre" keeps all of the image that the proportions allow; "dhariwal" is how ImageNet is
@@ -65,7 +65,8 @@ class ImagesData:
         channels: 3 for RGB, 1 for greyscale.
         image_column: column that holds the images; by default the only one that does.
         label_column: column that holds the classes (names or numbers from 0), "label" for class folders,
-            ImageNet and dataset.json; by default none, which trains without classes.
+            ImageNet and dataset.json, "auto" for that if there are any classes; by default none, which trains
+            without classes.
         horizontal_flip: mirror each training image with probability 1/2.
         on_bad_image: "error" stops at an image that cannot be read and names it; "skip" leaves such images
             out and counts them.

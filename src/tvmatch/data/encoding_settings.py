@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tvmatch.data.autoencoder import Autoencoder
+from tvmatch.data.earlier_fingerprint import earlier_fingerprint
 from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import Flips
 from tvmatch.data.pixels import Crop, check_crop
@@ -92,6 +93,10 @@ def begin(
         before, provenance = dict(content["settings"]), dict(content["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"out: {path} is not of this version ({error})") from None
+    if before.get("data_fingerprint") != source.fingerprint and before.get(
+        "data_fingerprint"
+    ) == earlier_fingerprint(options.data, options.split, options.label_column):
+        settings["data_fingerprint"] = before["data_fingerprint"]
     different = [
         f"{name} {before.get(name)} before, {now} now"
         for name, now in settings.items()

@@ -8,7 +8,10 @@ import datasets
 from tvmatch.data.image_rows import Source
 from tvmatch.errors import InputError
 
+AUTO = "auto"
+
 _MOST_CLASSES = 100_000
+_LIKE_LABELS = ("labels", "class", "classes")  # columns that hold classes, to tell from their names
 
 
 def find_image_column(rows: datasets.Dataset, column: str | None, path: str) -> str:
@@ -42,6 +45,32 @@ def find_image_column(rows: datasets.Dataset, column: str | None, path: str) -> 
     return column
 
 
+def choose_label_column(source: Source, column: str | None, path: str) -> str | None:
+    """The column `column`; for `AUTO` "label" if that holds any labels, else None.
+
+    Raises:
+        InputError: for `AUTO`, if there are labels but it is not clear which, or what is wrong with them.
+    """
+    if column != AUTO:
+        return column
+    if source.notes.problem:
+        raise InputError(source.notes.problem)
+    rows = source.rows
+    if "label" in rows.column_names:
+        return "label" if rows.unique("label") != [None] else None
+    others = [
+        name
+        for name in rows.column_names
+        if isinstance(rows.features[name], datasets.ClassLabel) or name in _LIKE_LABELS
+    ]
+    if others:
+        raise InputError(
+            f"data.label_column: {path} has no column label, but classes in {', '.join(others)}; name the "
+            "column, or null for no classes"
+        )
+    return None
+
+
 def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...], dict[str, int] | None]:
     """Names of the classes in the order of their numbers, and a name's number if the column holds names.
 
@@ -49,6 +78,8 @@ def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...
         InputError: there is no such column, or it holds anything but classes.
     """
     rows = source.rows
+    if source.notes.problem and column == "label":
+        raise InputError(source.notes.problem)
     if column not in rows.column_names:
         columns = ", ".join(rows.column_names)
         raise InputError(f"data.label_column: there is no column {column!r}; the columns are {columns}")
@@ -60,10 +91,13 @@ def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...
         )
     values: Sequence[Any] = rows.unique(column)
     if list(values) == [None]:
-        why = f"; {source.without_labels}" if source.without_labels else ""
+        why = f"; {source.notes.why_none}" if source.notes.why_none else ""
         raise InputError(f"data.label_column: {path} is a data set without labels{why}")
     if None in values:
-        raise InputError(f"data.label_column: {column!r} has rows without a label")
+        first = rows.with_format("arrow")[column][:].is_null().to_pylist().index(True)
+        raise InputError(
+            f"data.label_column: {column!r} has rows without a label, the first is {source.name(first)}"
+        )
     if "int" not in kind:
         names = tuple(sorted(values))
         return names, {name: number for number, name in enumerate(names)}

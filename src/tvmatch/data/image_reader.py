@@ -9,15 +9,14 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from tvmatch.data.image_columns import find_classes, find_image_column
+from tvmatch.data.found import lines_of_findings
+from tvmatch.data.image_columns import AUTO, choose_label_column, find_classes, find_image_column
 from tvmatch.data.image_rows import Source
 from tvmatch.data.image_source import open_source
 from tvmatch.data.listing import PLACE, one_line
 from tvmatch.data.npy import is_npy, latents_shape, moments_of_npy
 from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
 from tvmatch.errors import InputError
-
-AUTO = "auto"
 
 
 class ImageSource:
@@ -31,8 +30,10 @@ class ImageSource:
         label_column: the column that holds their classes, or None without classes.
         class_names: in the order of the class numbers, or None without classes.
         labels: the class number of each image, or None without classes.
+        findings: what was found, for people: lines on images, classes, and what was left out and why.
 
     Attributes:
+        findings: as above.
         label_column: as above.
         class_names: as above.
         fingerprint: another one if the files or the split are others; of files it depends on names, sizes and
@@ -46,7 +47,9 @@ class ImageSource:
         label_column: str | None,
         class_names: tuple[str, ...] | None,
         labels: NDArray[np.int32] | None,
+        findings: tuple[str, ...] = (),
     ) -> None:
+        self.findings = findings
         self.label_column = label_column
         self.class_names = class_names
         self.fingerprint = source.fingerprint
@@ -142,7 +145,7 @@ def open_images(
         path: as `ImagesData.path`: a folder, ImageNet, a ZIP, Parquet or Arrow files, a name on the Hub.
         split: as `ImagesData.split`.
         label_column: column of the classes, "label" for class folders, ImageNet and `dataset.json`; None
-            for no classes; "auto" for "label" if there is such a column and not all of it is empty.
+            for no classes; "auto" as `choose_label_column` says.
         image_column: column of the images; by default the only one that holds some.
 
     Raises:
@@ -152,17 +155,20 @@ def open_images(
     if len(source.rows) == 0:
         raise InputError(f"data.split: {split!r} of {path} holds no rows")
     column = find_image_column(source.rows, image_column, path)
-    if label_column == AUTO:
-        there = "label" in source.rows.column_names and source.rows.unique("label") != [None]
-        label_column = "label" if there else None
-    if label_column is None:
-        return ImageSource(source, column, None, None, None)
-    class_names, numbers = find_classes(source, label_column, path)
-    # Without copies of the rows: the column as it lies in the file.
-    values = source.rows.with_format("arrow")[label_column][:]
-    if numbers is not None:
-        values = pa.compute.index_in(values, value_set=pa.array(class_names, values.type))
-    return ImageSource(source, column, label_column, class_names, values.to_numpy().astype(np.int32))
+    why_none = source.why_none if label_column == AUTO else ""
+    label_column = choose_label_column(source, label_column, path)
+    class_names, labels = None, None
+    if label_column is not None:
+        class_names, numbers = find_classes(source, label_column, path)
+        # Without copies of the rows: the column as it lies in the file.
+        values = source.rows.with_format("arrow")[label_column][:]
+        if numbers is not None:
+            values = pa.compute.index_in(values, value_set=pa.array(class_names, values.type))
+        labels = values.to_numpy().astype(np.int32)
+    findings = lines_of_findings(
+        f"{path}, split {split}", len(source.rows), class_names, labels, source.notes, why_none=why_none
+    )
+    return ImageSource(source, column, label_column, class_names, labels, findings)
 
 
 def _bytes(content: bytes | str | None) -> bytes:

@@ -2,14 +2,15 @@
 
 import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from tvmatch.data.found import Notes, printable
 from tvmatch.data.image_zip import read_member
-from tvmatch.data.listing import PLACE, printable
+from tvmatch.data.listing import PLACE
 from tvmatch.data.npy import NPY_SUFFIX
 
 
@@ -90,13 +91,25 @@ class Source:
         rows: not decoded, memory-mapped.
         images: how to read a row's image.
         fingerprint: another one if the files are others. Depends on names, sizes and times of change.
-        without_labels: why there may be none, for a message.
+        notes: what there is to say about its files.
     """
 
     rows: datasets.Dataset
     images: EncodedImages
     fingerprint: str
-    without_labels: str = ""
+    notes: Notes = field(default_factory=Notes)
+
+    @property
+    def why_none(self) -> str:
+        """Why there are no labels."""
+        return self.notes.why_none or f"its columns are {', '.join(self.rows.column_names)}"
+
+    def name(self, row: int) -> str:
+        """What to call a row in a message."""
+        if self.images.root is None:
+            return self.images.row_names(row)
+        image = self.rows.select_columns("image").cast_column("image", datasets.Image(decode=False))[row]
+        return self.images.name(image["image"], row)
 
     def columns_of_images(self, image_column: str) -> list[str]:
         """The columns that it takes to read the images of `image_column`."""

@@ -1,34 +1,27 @@
 """Finding images: a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub."""
 
-import os
 import re
-from collections import defaultdict
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import pyarrow.parquet  # type: ignore[import-untyped]
-from datasets.data_files import DataFilesList
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+from tvmatch.data.described_folder import data_files_of, described_images, is_description, tables_by_split
+from tvmatch.data.folder_source import choose_split, described, list_images, parted
+from tvmatch.data.folder_splits import ONE_SPLIT, SPLIT_OF
+from tvmatch.data.folder_walk import Tree, walk
+from tvmatch.data.found import Notes
+from tvmatch.data.image_formats import suffix_of
 from tvmatch.data.image_rows import EncodedImages, RowNames, Source
 from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_zip
-from tvmatch.data.imagenet import NO_ANSWERS, ImageNet, find_imagenet, list_imagenet
+from tvmatch.data.imagenet import ImageNet, find_imagenet, list_imagenet
 from tvmatch.data.listing import Listing, as_rows, cache_error, cache_failure, digest, one_line
 from tvmatch.errors import InputError
 
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
-
-_NO_LABELS = f"{DESCRIPTION} is missing, or has none"
+_TABLES = (".parquet", ".arrow")
 _HUB_TIMEOUT = 10.0  # seconds for the first answer; `datasets` itself would try for half a minute
 
 
@@ -43,8 +36,7 @@ def open_source(path: str, split: str) -> Source:
         raise InputError(
             "data.path: give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
         )
-    if not re.fullmatch(r"\w+(\[(-?\d+%?)?:(-?\d+%?)?\])?", split):
-        raise InputError(f"data.split: must be a name like train or a slice like train[:1000], got {split!r}")
+    _check_split(split)
     whole = EncodedImages(RowNames((f"{path}, split {split}",)))
     if not local.exists():
         _check_hub(path)
@@ -54,22 +46,49 @@ def open_source(path: str, split: str) -> Source:
             return _open_zip(local, split)
         return _open_tables(path, split, {"train": [local]})
     if (local / DESCRIPTION).is_file():
+        ONE_SPLIT.choose(split.partition("[")[0], path)
         listing, stamp = list_folder(local)
-        return _open_listing(local, split, stamp, lambda: listing, _NO_LABELS)
-    try:
-        imagenet = find_imagenet(local)
-    except OSError as error:  # no permission
-        raise InputError(f"data.path: {one_line(error)}") from error
+        return _open_listing(local, split, stamp, listing)
+    imagenet = find_imagenet(local)
     if imagenet is not None:
         return _open_imagenet(path, imagenet, split)
-    files = _scan(local)
-    if files.tables:
-        splits = _by_split(path, {file: _table_split(local, file) for file in files.tables})
-        return _open_tables(path, split, splits)
-    if not files.images:
-        raise InputError(f"data.path: {path} holds no images and no .parquet or .arrow files")
-    splits = _image_splits(path, local, files)
-    return _hashed(_load("imagefolder", split, path, data_files=_data_files(splits)), whole)
+    tree = walk(local)
+    tables = [local / name for name in tree.files if _is_table(name)]
+    if tables:
+        return _open_tables(path, split, tables_by_split(path, local, tables))
+    images, others = parted(tree.files)
+    if not images:
+        raise InputError(
+            f"data.path: {path} holds no images and no .parquet or .arrow files{described(others)}"
+        )
+    return _open_folder(path, local, tree, split)
+
+
+def _check_split(split: str) -> None:
+    """Refuse what is no split."""
+    match = re.fullmatch(r"[\w .-]+(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    if not match:
+        raise InputError(f"data.split: must be a name like train or a slice like train[:1000], got {split!r}")
+    ends = [end for end in match.groups() if end is not None]
+    if any(abs(int(end.rstrip("%"))) > 100 for end in ends if end.endswith("%")):
+        raise InputError(f"data.split: percents must be within -100 and 100, got {split!r}")
+
+
+def _open_folder(path: str, root: Path, tree: Tree, split: str) -> Source:
+    name = split.partition("[")[0]
+    folder = choose_split(root, tree, name)
+    below = walk(root / folder) if folder else tree
+    if any(map(is_description, below.files)):
+        splits = described_images(root, tree.files, folder)
+        wanted = SPLIT_OF.get(name.lower(), name) + split[len(name) :]
+        rows = _load("imagefolder", wanted, path, data_files=data_files_of(splits))
+        return _hashed(rows, EncodedImages(RowNames((f"{path}, split {split}",))))
+    listing, stamp = list_images(root, folder, below)
+    return _open_listing(root, split, stamp, listing)
+
+
+def _is_table(name: str) -> bool:
+    return suffix_of(name) in _TABLES and not is_description(name)
 
 
 def _hashed(rows: datasets.Dataset, images: EncodedImages) -> Source:
@@ -78,35 +97,50 @@ def _hashed(rows: datasets.Dataset, images: EncodedImages) -> Source:
 
 
 def _open_zip(archive: Path, split: str) -> Source:
+    name = split.partition("[")[0]
     stamp = stamp_of_zip(archive)
-    return _open_listing(archive, split, stamp, lambda: list_zip(archive), _NO_LABELS)
+    # Of another version than the fingerprint: rows changed, for ZIPs without a description, and no others.
+    whole, notes = as_rows(digest(stamp, "by folder", name), lambda: list_zip(archive, name))
+    return _part(archive, split, stamp, whole, notes)
 
 
 def _open_imagenet(path: str, imagenet: ImageNet, split: str) -> Source:
-    base = _SPLIT_OF.get(split.partition("[")[0], "")
+    name = split.partition("[")[0]
+    base = SPLIT_OF.get(name, "")
     if base not in imagenet.splits:
         raise InputError(f"data.split: {split!r} of {path}: ImageNet has {', '.join(imagenet.splits)} here")
     listing, stamp = list_imagenet(imagenet, base)
-    return _open_listing(imagenet.root, split, stamp, lambda: listing, NO_ANSWERS, split.partition("[")[0])
+    return _open_listing(imagenet.root, split, stamp, listing)
 
 
-def _open_listing(
-    root: Path,
-    split: str,
-    stamp: str,
-    listing: Callable[[], Listing],
-    without_labels: str,
-    name: str = "train",
-) -> Source:
-    """A part of the listed files, which are the split `name` as a whole."""
-    whole = as_rows(stamp, listing)
-    try:
-        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(whole)})
-    except ValueError as error:  # an unknown split, or percents that are none
-        raise InputError(f"data.split: {split!r} of {root}: {one_line(error)}") from error
-    rows = whole.select(range(part.from_ or 0, len(whole) if part.to is None else part.to))
+def _open_listing(root: Path, split: str, stamp: str, listing: Listing) -> Source:
+    whole, _ = as_rows(stamp, lambda: listing)
+    return _part(root, split, stamp, whole, listing.notes)
+
+
+def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: Notes) -> Source:
+    """The slice that `split` names of the listed files, which are the split as a whole."""
+    if len(whole) == 0 and notes.left_out:
+        raise InputError(
+            f"data.split: {split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
+        )
+    rows = whole.select(_numbers(split, len(whole), str(root)))
     images = EncodedImages(RowNames((str(root),)), root.absolute(), stamp)
-    return Source(rows, images, digest(stamp, split), without_labels)
+    return Source(rows, images, digest(stamp, split), notes)
+
+
+def _numbers(split: str, count: int, path: str) -> range:
+    """Numbers of the rows that a slice takes of a split of `count` rows.
+
+    Raises:
+        InputError: it takes none.
+    """
+    instruction = datasets.ReadInstruction.from_spec("train" + split[len(split.partition("[")[0]) :])
+    (part,) = instruction.to_absolute({"train": count})
+    numbers = range(part.from_ or 0, count if part.to is None else part.to)
+    if not numbers:
+        raise InputError(f"data.split: {split!r} of {path} holds no rows, of {count} in all")
+    return numbers
 
 
 def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
@@ -120,27 +154,8 @@ def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
         names = RowNames(tuple(map(str, chosen)), tuple(accumulate(map(_parquet_rows, chosen))))
     else:  # a slice of a split, or Arrow files, which do not say how many rows they have
         names = RowNames((str(chosen[0]) if len(chosen) == 1 else f"{path}, split {split}",))
-    rows = _load(suffixes.pop()[1:], split, path, data_files=_data_files(files))
+    rows = _load(suffixes.pop()[1:], split, path, data_files=data_files_of(files))
     return _hashed(rows, EncodedImages(names))
-
-
-def _data_files(files: dict[str, list[Path]]) -> dict[str, DataFilesList]:
-    """Files with what tells `datasets` that one has changed.
-
-    Given as patterns instead, `datasets` would look for them once more, without following links to folders.
-    """
-    return {
-        split: DataFilesList([str(file.absolute()) for file in found], [_stamp(file) for file in found])
-        for split, found in files.items()
-    }
-
-
-def _stamp(file: Path) -> tuple[str]:
-    try:
-        status = file.stat()
-    except OSError as error:  # a link to nothing, for example
-        raise InputError(f"data.path: {one_line(error)}") from error
-    return (f"{status.st_mtime_ns} {status.st_size}",)
 
 
 def _parquet_rows(file: Path) -> int:
@@ -152,6 +167,9 @@ def _parquet_rows(file: Path) -> int:
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:
     """`datasets.load_dataset`, with every failure as one line about the user's path and split."""
+    name, bracket, _ = split.partition("[")
+    if bracket:  # `datasets` takes slices that hold nothing for some that hold a few rows
+        _numbers(split, len(_load(builder, name, path, **options)), path)
     try:
         return datasets.load_dataset(builder, split=split, **options)
     except Exception as error:  # a dozen kinds, of datasets, fsspec, pyarrow and pandas
@@ -188,70 +206,3 @@ def _check_hub(path: str) -> None:
         raise InputError(
             f"{neither} that can be reached ({one_line(error)}); HF_HUB_OFFLINE=1 uses an earlier download"
         ) from error
-
-
-class _Files(NamedTuple):
-    tables: list[Path]  # .parquet and .arrow
-    images: list[Path]
-    descriptions: list[Path]  # labels and more for a folder of images, in the layout of `datasets`
-
-
-def _scan(root: Path) -> _Files:
-    """The files that matter under a folder, sorted; hidden files and folders are left out."""
-    files = _Files([], [], [])
-    for parent, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if name in ImageFolder.METADATA_FILENAMES:
-                files.descriptions.append(Path(parent, name))
-            elif suffix in (".parquet", ".arrow"):
-                files.tables.append(Path(parent, name))
-            elif suffix in ImageFolder.EXTENSIONS:
-                files.images.append(Path(parent, name))
-    return _Files(*map(sorted, files))
-
-
-def _table_split(folder: Path, file: Path) -> str | None:
-    """The split that a table's name (train-00000-of-00002.parquet) or top folder (train/0.parquet) tells."""
-    word = re.match(r"[a-z]*", file.stem.lower())
-    top = file.relative_to(folder).parts[0].lower()
-    return _SPLIT_OF.get(word[0] if word else "") or _SPLIT_OF.get(top)
-
-
-def _image_splits(path: str, root: Path, files: _Files) -> dict[str, list[Path]]:
-    """Files of each split: those in top folders named like splits, else all as "train"."""
-
-    def top_split(file: Path) -> str | None:
-        parts = file.relative_to(root).parts
-        return _SPLIT_OF.get(parts[0].lower()) if len(parts) > 1 else None
-
-    split_of = {image: top_split(image) for image in files.images}
-    splits = _by_split(path, split_of)
-    for file in files.descriptions:
-        split = "train" if None in split_of.values() else top_split(file)
-        if split in splits:
-            splits[split].append(file)
-    return splits
-
-
-def _by_split(path: str, split_of: dict[Path, str | None]) -> dict[str, list[Path]]:
-    """Group paths by split: all "train" unless their names are those of splits.
-
-    Raises:
-        InputError: some are named as the training split and others as further splits, but not all: taken
-            as a whole, test images would be trained on.
-    """
-    found = set(split_of.values())
-    if None in found and "train" in found and len(found) > 2:
-        other = next(name for name, split in split_of.items() if split is None)
-        raise InputError(
-            f"data.path: {path} holds splits ({', '.join(sorted(filter(None, found)))}) and also {other}; "
-            "move that away, or name one split's folder"
-        )
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for name, split in split_of.items():
-        groups[split if split and None not in found else "train"].append(name)
-    return dict(groups)

@@ -6,22 +6,28 @@ Inside are image files or NPY arrays, `00000/img00000000.png` and so on, and in 
 
 import json
 import os
-import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from tvmatch.data.listing import Listing, digest, one_line, printable, raise_it
+from tvmatch.data.folder_layout import class_of, labels_by_folder
+from tvmatch.data.folder_source import check_classes_hold_no_splits
+from tvmatch.data.folder_splits import ONE_SPLIT, SPLIT_OF, find_splits
+from tvmatch.data.folder_walk import HIDDEN, Level, is_hidden, stamp, walk
+from tvmatch.data.found import LeftOut, Notes, printable
+from tvmatch.data.image_formats import files_like, image_suffixes, suffix_of
+from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.data.npy import NPY_SUFFIX
 from tvmatch.errors import InputError
 
 DESCRIPTION = "dataset.json"
+NO_LABELS = f"{DESCRIPTION} is missing, or has none"
 Place = tuple[int, int, int, int, int]  # offset of the header, bytes packed and unpacked, CRC-32, method
 
 _MOST_BYTES = 2**28  # of one image or array: larger claims are no pictures
@@ -46,31 +52,104 @@ def stamp_of_zip(archive: Path) -> str:
         raise InputError(f"data.path: {archive} cannot be read: {error.strerror or error}") from error
 
 
-def list_zip(archive: Path) -> Listing:
-    """The images of a ZIP, in the order of their names.
+def list_zip(archive: Path, split: str) -> Listing:
+    """The images of a split in a ZIP, in the order of their names.
+
+    With a description, all of them are one split, and it tells the labels. Without one they are read as a
+    folder is (`folder_splits`, `folder_layout`), from the innermost folder on that all of them lie in.
 
     Raises:
-        InputError: it is no ZIP or a damaged one, or its description is wrong.
+        InputError: it is no ZIP or a damaged one, its description is wrong, or there is no such split.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             # Of a name that is there twice, the last counts, as for everyone who reads ZIPs.
-            members = {member.filename: member for member in opened.infolist() if not member.is_dir()}
+            members = {member.filename: member for member in opened.infolist()}
     except Exception as error:  # the standard library raises half a dozen kinds for damaged directories
         raise InputError(f"data.path: {archive} is not a readable ZIP file: {one_line(error)}") from error
-    names = _image_names(members)
-    places = [_place(members[name]) for name in names]
-    content = None
-    if DESCRIPTION in members:
-        try:
-            content = read_member(
-                archive, stamp_of_zip(archive), _place(members[DESCRIPTION]), _MOST_JSON_BYTES
-            )
-        except Exception as error:
-            raise InputError(
-                f"data.path: {DESCRIPTION} in {archive} cannot be read: {one_line(error)}"
-            ) from error
-    return Listing(names, labels_of(content, names, archive), places=places)
+    files = {name: member for name, member in members.items() if not member.is_dir()}
+    if DESCRIPTION not in files:
+        return _by_folder(archive, files, sorted(set(members) - set(files)), split)
+    ONE_SPLIT.choose(split, str(archive))
+    images, left_out = _images(files)
+    try:
+        content = read_member(archive, stamp_of_zip(archive), _place(files[DESCRIPTION]), _MOST_JSON_BYTES)
+    except Exception as error:
+        raise InputError(
+            f"data.path: {DESCRIPTION} in {archive} cannot be read: {one_line(error)}"
+        ) from error
+    places = [_place(files[name]) for name in images]
+    notes = Notes(left_out, NO_LABELS)
+    return Listing(images, labels_of(content, images, archive), places=places, notes=notes)
+
+
+def _by_folder(
+    archive: Path, files: Mapping[str, zipfile.ZipInfo], empty: Sequence[str], split: str
+) -> Listing:
+    images, left_out = _images(files)
+    # Windows' own program parts folders by "\\".
+    member_of = {name.replace("\\", "/"): name for name in images}
+    suffixes = _suffixes()
+    others = [name for name in files if suffix_of(name) not in suffixes and not _is_hidden(name)]
+    whole = _Names(list(member_of), others, [name for name in empty if not _is_hidden(name)])
+    top = whole.inside(_wrapper(whole.images))
+    splits = find_splits(top.level(""), top.level, str(archive))
+    inner = top.root + (f"{folder}/" if (folder := splits.choose(split, str(archive))) else "")
+    chosen = whole.inside(inner)
+    where = f"{archive}/{inner}".rstrip("/")
+    check_classes_hold_no_splits(chosen.images, where)
+    found = labels_by_folder(chosen.images, chosen.others, chosen.folders(), {}, where)
+    names = [member_of[inner + image] for image in chosen.images]
+    why = f"{NO_LABELS}, and {found.why_none}" if found.why_none else ""
+    return Listing(
+        names,
+        found.labels,
+        found.class_names,
+        places=[_place(files[name]) for name in names],
+        notes=Notes(left_out, why, found.problem),
+    )
+
+
+class _Names(NamedTuple):
+    """Names of files and of folders without any, relative to `root`."""
+
+    images: list[str]
+    others: list[str]
+    empty: list[str]
+    root: str = ""
+
+    def inside(self, folder: str) -> "_Names":
+        """Those in a folder, "" or with "/" at the end."""
+        images, others, empty = (
+            [name[len(folder) :] for name in names if name.startswith(folder) and name != folder]
+            for names in (self.images, self.others, self.empty)
+        )
+        return _Names(images, others, empty, self.root + folder)
+
+    def folders(self) -> list[str]:
+        """The folders directly in the root."""
+        return sorted(set(map(class_of, [*self.images, *self.others, *self.empty])) - {""})
+
+    def level(self, folder: str) -> Level:
+        """What lies directly in a folder of the root, of folders those with images or a split's name."""
+        here = self.inside(f"{folder}/" if folder else "")
+        holding = set(map(class_of, here.images)) - {""}
+        folders = [name for name in here.folders() if name in holding or name.lower() in SPLIT_OF]
+        return Level(folders, [image for image in here.images if "/" not in image])
+
+
+def _wrapper(images: Sequence[str]) -> str:
+    """The folder that was packed as a whole: that of all images, if it holds folders and is no split."""
+    root = ""
+    while True:
+        tops = {class_of(image[len(root) :]) for image in images}
+        top = min(tops, default="")
+        inner = f"{root}{top}/"
+        if len(tops) != 1 or not top or top.lower() in SPLIT_OF:
+            return root
+        if not any("/" in image[len(inner) :] for image in images):
+            return root
+        root = inner
 
 
 def list_folder(folder: Path) -> tuple[Listing, str]:
@@ -79,21 +158,15 @@ def list_folder(folder: Path) -> tuple[Listing, str]:
     Raises:
         InputError: a file cannot be read, or the description is wrong.
     """
-    files: dict[str, str] = {}
+    tree = walk(folder)
+    images, left_out = _images(tree.files)
     try:
-        for parent, folders, names in os.walk(folder, onerror=raise_it, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-            for name in names:
-                path = Path(parent, name)
-                if not name.startswith("."):
-                    status = path.stat()
-                    files[path.relative_to(folder).as_posix()] = f"{status.st_mtime_ns} {status.st_size}"
         content = (folder / DESCRIPTION).read_bytes()
     except OSError as error:
         raise InputError(f"data.path: {printable(str(error.filename))}: {error.strerror or error}") from error
-    images = _image_names(files)
-    stamp = digest("folder", content, *(f"{name} {files[name]}" for name in images))
-    return Listing(images, labels_of(content, images, folder)), stamp
+    stamps = digest("folder", content, *(f"{name} {stamp(f'{folder}/{name}')}" for name in images))
+    notes = Notes(LeftOut(tree.left_out | left_out), NO_LABELS)
+    return Listing(images, labels_of(content, images, folder), notes=notes), stamps
 
 
 def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> list[int | None]:
@@ -135,7 +208,7 @@ def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> li
         found[name] = label
     missing = found.keys() - set(names)
     if missing:
-        raise InputError(f"{where} names {min(missing)!r}, which is not there")
+        raise InputError(f"{where} names {min(missing)!r}, which is not there, or no image")
     return [found.get(name) for name in names]
 
 
@@ -183,11 +256,23 @@ def _place(member: zipfile.ZipInfo) -> Place:
     return member.header_offset, member.compress_size, member.file_size, member.CRC, method
 
 
-def _image_names(names: Mapping[str, object]) -> list[str]:
-    """Files that should be images by their names; hidden ones are left out."""
-    suffixes = {NPY_SUFFIX, *ImageFolder.EXTENSIONS}
-    return sorted(
-        name
-        for name in names
-        if os.path.splitext(name)[1].lower() in suffixes and not re.search(r"(^|/)(\.|__)", name)
-    )
+def _images(names: Iterable[str]) -> tuple[list[str], LeftOut]:
+    """Files that should be images by their names, sorted, and the others."""
+    suffixes, images, left_out = _suffixes(), [], LeftOut()
+    for name in sorted(names):
+        if _is_hidden(name):
+            left_out.add(HIDDEN, name)
+        elif suffix_of(name) in suffixes:
+            images.append(name)
+        elif name != DESCRIPTION:
+            left_out.add(files_like(name), name)
+    return images, left_out
+
+
+def _suffixes() -> frozenset[str]:
+    return image_suffixes() | {NPY_SUFFIX}
+
+
+def _is_hidden(name: str) -> bool:
+    *folders, file = name.replace("\\", "/").split("/")
+    return any(is_hidden(folder, folder=True) for folder in folders) or is_hidden(file, folder=False)

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-from tvmatch.data.listing import Listing, digest, one_line, printable, raise_it
+from tvmatch.data.folder_layout import class_of, labels_by_folder
+from tvmatch.data.folder_source import parted, without
+from tvmatch.data.folder_walk import level, stamp, walk
+from tvmatch.data.found import Notes, printable
+from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.errors import InputError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -25,7 +27,7 @@ _LAYOUT = ("CLS-LOC", "Data", "ILSVRC")  # innermost first
 _KITS = ("", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")  # where a development kit may lie
 _NAMES = "LOC_synset_mapping.txt"
 _SOLUTION = "LOC_val_solution.csv"
-NO_ANSWERS = f"neither {_SOLUTION} nor the development kit's ground truth is beside it"
+_NO_ANSWERS = f"neither {_SOLUTION} nor the development kit's ground truth is beside it"
 _TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2015_clsloc_validation_ground_truth.txt")
 
 
@@ -73,21 +75,19 @@ def list_imagenet(imagenet: ImageNet, split: str) -> tuple[Listing, str]:
         InputError: a file cannot be read or contradicts another.
     """
     folder = imagenet.splits[split]
-    images: list[tuple[str, str]] = []
-    try:
-        for name in ("", *_folders(folder)):
-            images += _images(folder, name)
-    except OSError as error:
-        raise InputError(f"data.path: {printable(str(error.filename))}: {error.strerror or error}") from error
-    answers = _answers(imagenet) if split == "validation" and not _folders(folder) else None
+    tree = walk(folder)
+    images, others = parted(tree.files)
+    images.sort()
+    found = labels_by_folder(images, others, [*tree.folders, *tree.again], tree.again, str(folder))
+    flat = not any("/" in image for image in images)
+    answers = _answers(imagenet) if split == "validation" and flat else None
     ids = _class_ids(imagenet, answers)
     numbers = {wordnet_id: number for number, wordnet_id in enumerate(ids)}
 
     def label(image: str) -> int | None:
-        in_folder, _, _ = image.rpartition("/")
-        if not in_folder and answers is None:
+        if found.problem or (flat and answers is None):
             return None
-        wordnet_id = in_folder.split("/")[0] or (answers or {}).get(image.split(".")[0], "")
+        wordnet_id = class_of(image) or (answers or {}).get(image.split(".")[0], "")
         if wordnet_id not in numbers:
             which = (
                 f"class {wordnet_id!r}, which is none of the {len(ids)}" if wordnet_id else "no known class"
@@ -95,13 +95,12 @@ def list_imagenet(imagenet: ImageNet, split: str) -> tuple[Listing, str]:
             raise InputError(f"data.path: {printable(str(folder / image))} is of {which}")
         return numbers[wordnet_id]
 
-    images.sort()
-    labels = [label(image) for image, _ in images]
+    labels = [label(image) for image in images]
     class_names = _class_names(ids, imagenet.file(_NAMES)) or None
-    stamp = digest(
-        folder.name, repr(class_names), *(f"{image} {stamp}" for image, stamp in images), repr(labels)
-    )
-    return Listing([f"{folder.name}/{image}" for image, _ in images], labels, class_names), stamp
+    files = (f"{image} {stamp(f'{folder}/{image}')}" for image in images)
+    stamps = digest(folder.name, repr(class_names), *files, repr(labels))
+    notes = Notes(without(tree.left_out, others), _NO_ANSWERS, found.problem)
+    return Listing([f"{folder.name}/{image}" for image in images], labels, class_names, notes=notes), stamps
 
 
 def _beside(root: Path) -> Iterator[Path]:
@@ -116,23 +115,7 @@ def _beside(root: Path) -> Iterator[Path]:
 
 
 def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(split: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Path from `split` on, and time and size, of the images in its folder `name` and below.
-
-    With the empty name those that lie in `split` itself.
-    """
-    for parent, folders, files in os.walk(split / name, onerror=raise_it, followlinks=True):
-        folders[:] = [folder for folder in folders if name and not folder.startswith((".", "__"))]
-        inner = os.path.relpath(parent, split)
-        for file in files:
-            if os.path.splitext(file)[1].lower() in ImageFolder.EXTENSIONS and not file.startswith("."):
-                status = os.stat(os.path.join(parent, file))
-                path = f"{inner}/{file}" if name else file
-                yield path, f"{status.st_mtime_ns} {status.st_size}"
+    return level(folder).folders
 
 
 def _class_ids(imagenet: ImageNet, answers: dict[str, str] | None) -> list[str]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.config import ImagesData
 from tvmatch.data.facts import count_classes
-from tvmatch.data.image_columns import find_classes, find_image_column
+from tvmatch.data.found import lines_of_findings
+from tvmatch.data.image_columns import AUTO, choose_label_column, find_classes, find_image_column
 from tvmatch.data.image_rows import EncodedImages
 from tvmatch.data.image_source import open_source
 from tvmatch.data.listing import PLACE, cache_error
@@ -50,9 +51,11 @@ class ImageDataset(StoredDataset):
         usable: the numbers of the rows to use, int64; the other rows hold no image.
         horizontal_flip: mirror each training image with probability 1/2.
         crop: how the images were cropped.
+        findings: what was found, for people: lines on images, classes, and what was left out and why.
 
     Attributes:
         spec: shape, class names and normalisation (mean and std 0.5).
+        findings: as above.
         skipped: how many images could not be read and were left out.
         crop: how the images were cropped.
     """
@@ -66,9 +69,11 @@ class ImageDataset(StoredDataset):
         *,
         horizontal_flip: bool,
         crop: Crop,
+        findings: tuple[str, ...] = (),
     ) -> None:
         super().__init__(spec, horizontal_flip=horizontal_flip)
         self.crop = crop
+        self.findings = findings
         self.skipped = len(rows) - len(usable)
         self._rows = rows
         self._labels = labels
@@ -106,16 +111,17 @@ def load_images(options: ImagesData) -> ImageDataset:
     image_column = find_image_column(source.rows, options.image_column, options.path)
     kept = source.columns_of_images(image_column)
     class_names, class_numbers = None, None
-    if options.label_column is not None:
-        kept.append(options.label_column)
-        class_names, class_numbers = find_classes(source, options.label_column, options.path)
+    label_column = choose_label_column(source, options.label_column, options.path)
+    if label_column is not None:
+        kept.append(label_column)
+        class_names, class_numbers = find_classes(source, label_column, options.path)
     preparation = _Preparation(
         height=height,
         width=width,
         channels=options.channels,
         crop=options.crop,
         image_column=image_column,
-        label_column=options.label_column,
+        label_column=label_column,
         class_numbers=class_numbers,
         images=source.images,
         skip=options.on_bad_image == "skip",
@@ -144,13 +150,23 @@ def load_images(options: ImagesData) -> ImageDataset:
         std=(0.5,) * options.channels,
     )
     labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy(), device="cpu")
+    usable = _usable_rows(rows, options.path)
+    findings = lines_of_findings(
+        f"{options.path}, split {options.split}",
+        len(usable),
+        class_names,
+        None if labels is None else labels[usable].numpy(),
+        source.notes,
+        why_none=source.why_none if options.label_column == AUTO else "",
+    )
     return ImageDataset(
         rows.select_columns("pixels"),
         spec,
         labels,
-        _usable_rows(rows, options.path),
+        usable,
         horizontal_flip=options.horizontal_flip,
         crop=options.crop,
+        findings=findings,
     )
 
 

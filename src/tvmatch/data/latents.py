@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tvmatch.data.base import Batch, distinct_indices, epoch_indices, mirrored_at_random
 from tvmatch.data.facts import count_classes
+from tvmatch.data.found import lines_of_findings
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
@@ -137,9 +138,11 @@ class LatentDataset:
     Attributes:
         info: what the folder holds.
         spec: shape, classes, normalisation and autoencoder.
+        findings: what there is, for people: a line on latents and classes, and one on classes without any.
 
     Raises:
-        InputError: if the folder is unfinished, or a shard is missing, damaged or of another length.
+        InputError: if the folder is unfinished, has a label that is none of its classes, or a shard is
+            missing, damaged or of another length.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -148,6 +151,18 @@ class LatentDataset:
         self.spec = self.info.spec
         shards = [_open(folder, shard, self.spec.shape) for shard in self.info.shards]
         self._rows = datasets.concatenate_datasets(shards)
+        labels = None
+        if self.spec.class_names is not None:
+            labels = self._rows.data.column("label").to_numpy()
+            wrong = labels[(labels < 0) | (labels >= self.spec.class_count)]
+            if wrong.size:
+                raise InputError(
+                    f"data.latents: {folder} holds a latent of class {wrong[0]}, classes are 0 … "
+                    f"{self.spec.class_count - 1}"
+                )
+        self.findings = lines_of_findings(
+            str(folder), self.info.count, self.spec.class_names, labels, unit="latents"
+        )
 
     @property
     def crop(self) -> str | None:

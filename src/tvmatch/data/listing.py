@@ -2,19 +2,22 @@
 
 import errno
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from tvmatch.data.found import LeftOut, Notes, printable
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
 
 PLACE = "place"  # the column that says where in a ZIP an image is
 _VERSION = "1"  # change it when the rows change, so that no older list is read
 _ROWS_A_CHUNK = 10_000
+_NOTES = b"tvmatch"  # the key of the notes in the table's metadata
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class Listing:
         labels: a class number each, None for a file without one.
         class_names: in the order of the numbers; None calls the classes by their numbers.
         places: where each file is in the ZIP, see `image_zip.Place`; None in a folder.
+        notes: what there is to say about it.
     """
 
     names: Sequence[str]
     labels: Sequence[int | None]
     class_names: tuple[str, ...] | None = None
     places: Sequence[Sequence[int]] | None = None
+    notes: Notes = field(default_factory=Notes)
 
 
 def one_line(error: BaseException) -> str:
@@ -61,16 +66,6 @@ def cache_error(what: str, error: BaseException) -> InputError:
     )
 
 
-def raise_it(error: OSError) -> None:
-    """For `os.walk`, which would leave out folders that it cannot read without a word."""
-    raise error
-
-
-def printable(name: str) -> str:
-    """A file's name for messages, which are one line."""
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
 def digest(*parts: str | bytes) -> str:
     """SHA-256 of texts and bytes, each set off from the next."""
     whole = hashlib.sha256()
@@ -80,12 +75,16 @@ def digest(*parts: str | bytes) -> str:
     return whole.hexdigest()
 
 
-def as_rows(stamp: str, listing: Callable[[], Listing]) -> datasets.Dataset:
-    """The rows of a listing, memory-mapped from the cache: columns "image", "label" and, of a ZIP, "place".
+def as_rows(stamp: str, listing: Callable[[], Listing]) -> tuple[datasets.Dataset, Notes]:
+    """The rows of a listing, memory-mapped from the cache, and its notes.
 
     Args:
         stamp: what the listing depends on; one that was seen before is not made again.
         listing: makes it.
+
+    Returns:
+        columns "image", "label" and, of a ZIP, "place"; and the notes, which may be those of another listing
+        with the same rows.
 
     Raises:
         InputError: from `listing`, or if the cache cannot be written.
@@ -95,7 +94,9 @@ def as_rows(stamp: str, listing: Callable[[], Listing]) -> datasets.Dataset:
     if not path.exists():
         _write(path, listing())
     table = datasets.table.MemoryMappedTable.from_file(str(path))
-    return datasets.Dataset(table, fingerprint=key[:32])
+    notes = json.loads((table.schema.metadata or {}).get(_NOTES, b"{}"))
+    left_out = LeftOut({reason: tuple(counted) for reason, counted in notes.pop("left_out", {}).items()})
+    return datasets.Dataset(table, fingerprint=key[:32]), Notes(left_out=left_out, **notes)
 
 
 def _write(path: Path, listing: Listing) -> None:
@@ -112,7 +113,9 @@ def _write(path: Path, listing: Listing) -> None:
     if listing.places is not None:
         columns[PLACE] = datasets.List(datasets.Value("int64"))
         values.append(pa.array(listing.places, pa.list_(pa.int64())))
-    table = pa.table(values, schema=datasets.Features(columns).arrow_schema)
+    schema = datasets.Features(columns).arrow_schema
+    notes = json.dumps(asdict(listing.notes)).encode()
+    table = pa.table(values, schema=schema.with_metadata({**schema.metadata, _NOTES: notes}))
     try:
         with replacing(path) as unfinished, pa.ipc.new_stream(str(unfinished), table.schema) as stream:
             stream.write_table(table, max_chunksize=_ROWS_A_CHUNK)

@@ -84,6 +84,10 @@ class DataSpec:
         if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise InputError(f"mean must be finite and std positive, got {self.mean} and {self.std}")
         if self.class_names is not None and (
+            isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names)
+        ):
+            raise InputError(f"class names must be text, got {self.class_names!r:.200}")
+        if self.class_names is not None and (
             not self.class_names or len(set(self.class_names)) < self.class_count
         ):
             raise InputError(f"class names must be distinct and not empty, got {self.class_names}")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.facts import count_classes
+from tvmatch.data.found import lines_of_findings
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
@@ -23,6 +24,9 @@ class TensorDataset(StoredDataset):
         horizontal_flip: mirror each training image with probability 1/2.
         mean: per channel or coordinate in data units; by default 0.5 for images and 0 for points.
         std: likewise; by default 0.5 for images, so that the network sees [−1, 1], and 1 for points.
+
+    Attributes:
+        findings: what there is, for people: a line on elements and classes, and one on classes without any.
 
     Raises:
         InputError: values that are empty, of another shape or type, non-finite or outside [0, 1]; labels
@@ -53,6 +57,10 @@ class TensorDataset(StoredDataset):
             std=tuple(std) if std is not None else (0.5 if image else 1.0,) * size,
         )
         super().__init__(spec, horizontal_flip=horizontal_flip)
+        numbers = None if self._labels is None else self._labels.numpy()
+        self.findings = lines_of_findings(
+            "data", len(self), names, numbers, unit="images" if image else "points"
+        )
 
     @property
     def class_counts(self) -> list[int] | None:

@@ -5,7 +5,7 @@ Shapes: d pooled and s spatial features; H × W pixels.
 
 import hashlib
 import logging
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -203,8 +203,8 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
         try:
             source = open_images(path, split, label_column=None)
         except InputError as error:
-            message = str(error).replace("data.path:", "reference:")
-            raise InputError(message.replace("data.split:", "reference_split:")) from error
+            message = re.sub(r"\bdata\.path\b", "reference", str(error))
+            raise InputError(re.sub(r"\bdata\.split\b", "reference_split", message)) from error
         if work.processes.is_first:
             work.processes.wait()
         # An epoch's order: every image once, and the first of them are a random choice.
@@ -319,8 +319,6 @@ def source_fingerprint(path: str) -> str | None:
 
 def _files(folder: Path) -> list[Path]:
     """All files below a folder but hidden ones, sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+    from tvmatch.data.folder_walk import walk  # here, because it imports PyArrow
+
+    return [folder / name for name in walk(folder).files]

@@ -108,7 +108,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class EventFile:

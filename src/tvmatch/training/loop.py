@@ -245,7 +245,8 @@ class Trainer:
             closing(self._read(range(self.state.step, last), received)) as batches,
         ):
             unlocked = f"{self.out}: {lock.problem}; nothing keeps a second run out of it"
-            for message in [*self.messages, *([unlocked] if lock.problem else [])]:
+            findings = getattr(self.dataset, "findings", ())
+            for message in [*findings, *self.messages, *([unlocked] if lock.problem else [])]:
                 log.message(message)
             clock = time.perf_counter()
             for batch in batches:
