@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tvmatch.compilation import require_right_compilation
 from tvmatch.data.base import Batch, Dataset
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
@@ -119,6 +120,7 @@ class Trainer:
         if self.teacher is not None:
             accelerate(self.teacher.network, compiled=training.compile)
         if training.compile:
+            require_right_compilation(self.device)
             self.messages.append("compiling: the first step takes a minute or more")
 
     def _check_guidance(self) -> None:
