@@ -94,9 +94,10 @@ else # the command's comparisons without its command line
     CHECK=(-c '
 import sys
 import torch
-from tvmatch.check import Setting, check_attention, check_network, own_case, random_model
+from tvmatch.check import Setting, check_attention, check_compilation, check_network, own_case, random_model
 setting, model = Setting(torch.device(sys.argv[1]), getattr(torch, sys.argv[3])), random_model("tiny/2")
 found = [*check_attention(setting, own_case(model.network)), *check_network(model, setting)]
+found += check_compilation(setting)
 for x in found:
     print("ok " if x.passed else "OFF", f"{x.error:.1e} of {x.tolerance:.1e}", x.name, x.part, x.backend, sep="  ")
 raise SystemExit(any(not x.passed for x in found))')

@@ -17,6 +17,10 @@ from tvmatch.attention import attention, launch, sdpa
 # The same few sums of numbers of order 1, in another order; each derivative adds some roundings.
 SINGLE = {"rtol": 1e-4, "atol": 2e-5}
 DOUBLE = {"rtol": 1e-10, "atol": 1e-11}
+# PyTorch 2.14 sees a tangent of `forward_ad` at the door of a compiled graph: it leaves the call to eager
+# execution or, for one graph, refuses it itself. Older ones compile on, and the tangent would be lost.
+SEES_TANGENTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+SEEN = r"input tensors that carry a forward-mode AD tangent"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -1,5 +1,6 @@
 """`tvmatch check`: what is sound passes in every precision, faults put in on purpose are found and named."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import tvmatch
 import tvmatch.attention
-from tvmatch import dual
+from tvmatch import compilation, dual
 from tvmatch.check import Comparison, Setting, check_network, random_model
 from tvmatch.check import attention as attention_checks
 from tvmatch.check.comparison import perturbed, relative_error, tolerance
@@ -24,11 +25,16 @@ from tvmatch.dual import Dual
 from tvmatch.training import Trainer
 
 CPU = torch.device("cpu")
+COMPILED_ONCE = functools.cache(compilation.errors)
 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line of a table is wrapped; no kernel is interpreted, which takes half a minute (but see below)."""
+    """No line of a table is wrapped; no kernel is interpreted, which takes half a minute (but see below).
+
+    Nothing is compiled twice either: that it is compared is the matter of one test below.
+    """
+    monkeypatch.setattr(compilation, "errors", COMPILED_ONCE)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(attention_checks, "backends", lambda setting: ("reference",))
 
@@ -62,10 +68,11 @@ def test_a_sound_machine(dtype: str, capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0, lines
     assert lines[0].endswith("float32" if dtype == "auto" else dtype)
     assert lines[1].startswith("network: tiny/2 with random weights, ")
-    assert lines[-1] == "all 15 checks passed"
+    assert lines[-1] == "all 23 checks passed"
     rows = [line for line in lines if line.endswith("ok ")]
-    assert len(rows) == 15
-    assert [row.split()[0] for row in rows[-4:]] == ["F", "∂_s", "gradient", "its"]
+    assert len(rows) == 23
+    assert [row.split()[0] for row in rows[-12:-8]] == ["F", "∂_s", "gradient", "its"]
+    assert lines.index(next(line for line in lines if line.strip() == "compilation")) > 15
     # Were the tolerances lax, nothing would be off: rounding each number once costs a few roundings.
     setting = Setting(CPU, torch.float32 if dtype == "auto" else getattr(torch, dtype))
     allowed = [float(row.split()[-2]) for row in rows if "by differences" not in row]
@@ -86,7 +93,7 @@ def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     config.network = TINY_MLP
     Trainer(config, Density("moons"), tmp_path / "points").run()
     code, lines = report(capsys, f"--model={tmp_path / 'points'}", "--dtype=bfloat16")
-    assert (code, lines[-1]) == (0, "all 14 checks passed")
+    assert (code, lines[-1]) == (0, "all 22 checks passed")
 
 
 def test_the_fused_kernels_in_the_interpreter() -> None:
@@ -107,7 +114,7 @@ def test_the_fused_kernels_in_the_interpreter() -> None:
     lines = done.stdout.splitlines()
     for backend in ("reference", "triton"):  # these two and the network's own
         assert sum(f" {backend} " in line for line in lines) == 3
-    assert lines[-1] == "all 11 checks passed"
+    assert lines[-1] == "all 19 checks passed"
 
 
 def test_the_model_stays_as_it_is() -> None:
@@ -234,6 +241,26 @@ def test_an_exception_is_a_finding(
     assert code == 1
     assert any("RuntimeError: no kernel [image] is there  " in line for line in lines)
     assert "network: F and its derivatives" in lines[-1]
+
+
+def test_a_fault_of_compilation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named with the part that is off, though values, tangents and losses are right."""
+
+    def spoiled(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+        found = {name: dict(parts) for name, parts in COMPILED_ONCE(device, dtype).items()}
+        found["rms_norm"]["gradient of input 1"] = 1.0
+        return found
+
+    monkeypatch.setattr(compilation, "errors", spoiled)
+    assert off(capsys) == {"compilation: rms_norm"}
+
+
+def test_no_compiler_is_no_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
+    code, lines = report(capsys)
+    assert (code, lines[-1]) == (0, "all 15 checks passed")
+    assert any(line.startswith("compilation is not compared: compiling for a CPU needs") for line in lines)
 
 
 # Parts

@@ -268,13 +268,14 @@ def test_running_mean() -> None:
     np.testing.assert_array_equal(_running_mean(line[:20]), line[:20])  # too few to smooth
 
 
-def test_drawing_needs_neither_pyplot_nor_a_display(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variables", [{"MPLBACKEND": "tkagg"}, {}])
+def test_drawing_needs_neither_pyplot_nor_a_display(variables: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import sys; from tvmatch.pictures import training_curves;"
         f"training_curves([dict(step=0, loss=1.0), dict(step=1, loss=0.5)], {str(tmp_path / 'a.png')!r});"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     # An unusable backend: anything that went through the global state would fail on it.
-    finished = subprocess.run([sys.executable, "-c", code], env={"MPLBACKEND": "tkagg"}, check=False)
+    finished = subprocess.run([sys.executable, "-c", code], env=variables, check=False)
     assert finished.returncode == 0
     assert (tmp_path / "a.png").exists()

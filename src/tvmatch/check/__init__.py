@@ -2,12 +2,14 @@
 
 from tvmatch.check.attention import check_attention, obstacle_to_kernels, own_case
 from tvmatch.check.comparison import Comparison, Setting
+from tvmatch.check.compilation import check_compilation
 from tvmatch.check.network import check_network, random_model
 
 __all__ = [
     "Comparison",
     "Setting",
     "check_attention",
+    "check_compilation",
     "check_network",
     "obstacle_to_kernels",
     "own_case",

@@ -63,10 +63,10 @@ EXACT = Setting(torch.device("cpu"), torch.float64)
 
 
 class Comparison(NamedTuple):
-    """A quantity beside the same in float64.
+    """A quantity beside the same in float64 or, compiled, beside the same in eager execution.
 
     Attributes:
-        subject: "attention" or "network".
+        subject: "attention", "network" or "compilation".
         name: what was computed of it.
         part: the quantity, or what went wrong if there is none.
         backend: what computed it, where there is a choice.

@@ -13,12 +13,14 @@ from tvmatch.check import (
     Comparison,
     Setting,
     check_attention,
+    check_compilation,
     check_network,
     obstacle_to_kernels,
     own_case,
     random_model,
 )
 from tvmatch.cli.options import DEVICE_HELP
+from tvmatch.compilation import obstacle as obstacle_to_compilation
 from tvmatch.errors import InputError
 from tvmatch.models import PRESETS
 from tvmatch.trained_model import TrainedModel, load
@@ -30,7 +32,8 @@ DESCRIPTION = """\
 Compare what this machine computes with float64 on its CPU: attention's value, tangent and gradients; the
 network's derivative ∂_s F, with finite differences; and the gradient of the loss, which goes through ∂_s F.
 An error is relative; how large it may be is measured, by what rounding every number once in this precision
-does to the exact answer. The exit code is 1 if anything is off."""
+does to the exact answer. What torch.compile makes of the rules with a backward of their own is compared with
+eager execution. The exit code is 1 if anything is off."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -56,7 +59,8 @@ def run(arguments: list[str]) -> int:
     model, name = _model(parsed.model)
     with Console(stderr=True).status("checking"):
         of_network = check_network(model, setting)
-        checks = _grouped(check_attention(setting, own_case(model.network)) + of_network)
+        of_attention = check_attention(setting, own_case(model.network))
+        checks = _grouped(of_attention + of_network + check_compilation(setting))
     _print_facts(setting, model, name)
     Console().print(_table(checks))
     return _verdict(checks)
@@ -97,6 +101,9 @@ def _print_facts(setting: Setting, model: TrainedModel, name: str) -> None:
     obstacle = obstacle_to_kernels(setting)
     if device.type == "cuda" and obstacle is not None:
         print(f"fused attention kernels are not used: {obstacle}")
+    obstacle = obstacle_to_compilation(device)
+    if obstacle is not None:
+        print(f"compilation is not compared: {obstacle}")
 
 
 def _grouped(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:

@@ -7,9 +7,6 @@ module are not called.
 """
 
 import functools
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from tvmatch.compilation import obstacle
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 
@@ -67,13 +65,10 @@ def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> None:
 
 def _require_compiler(network: nn.Module) -> None:
     """On a CPU, PyTorch's compiler writes C++; what it says when there is no compiler fills a screen."""
-    on_cpu = any(parameter.device.type == "cpu" for parameter in network.parameters())
-    names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"), "cl"]
-    if on_cpu and not any(shutil.which(name) for name in names):
-        raise InputError(
-            "training.compile: compiling for a CPU needs a C++ compiler, and none was found; "
-            "install g++ or clang++ (the environment variable CXX can name it)"
-        )
+    for device in {parameter.device for parameter in network.parameters()}:
+        reason = obstacle(device)
+        if reason is not None:
+            raise InputError(f"training.compile: {reason}")
 
 
 @functools.cache  # one function for all blocks, which so share one compilation

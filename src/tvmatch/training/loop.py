@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tvmatch import torchrun
+from tvmatch.compilation import require_right_compilation
 from tvmatch.data.base import Batch, Dataset, checked_batch
 from tvmatch.data.facts import data_facts
 from tvmatch.errors import DataError, InputError
@@ -133,6 +134,7 @@ class Trainer:
         if self.teacher is not None:
             accelerate(self.teacher.network, compiled=training.compile)
         if training.compile:
+            require_right_compilation(self.device)
             self.messages.append("compiling: the first step takes a minute or more")
 
     def _check_guidance(self) -> None:
