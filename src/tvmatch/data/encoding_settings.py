@@ -11,7 +11,7 @@ from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import Flips
 from tvmatch.data.pixels import Crop, check_crop
 from tvmatch.errors import InputError
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 
 FORMAT = "tvmatch-encoding-1"
 SETTINGS_NAME = "encoding.json"
@@ -83,7 +83,7 @@ def begin(
             unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     # Also if it was written just now: another process may have begun the same folder with other options.
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"the format is {content['format']!r}")
         before, provenance = dict(content["settings"]), dict(content["provenance"])

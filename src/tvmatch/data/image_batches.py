@@ -58,6 +58,7 @@ def read_batches(
         num_workers=min(workers, len(batches)),
         collate_fn=_collate,
         worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # nothing is drawn, but a seed for the processes, else from the caller's
     )
 
 

@@ -152,6 +152,8 @@ def _parquet_rows(file: Path) -> int:
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:
     """`datasets.load_dataset`, with every failure as one line about the user's path and split."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
     try:
         return datasets.load_dataset(builder, split=split, **options)
     except Exception as error:  # a dozen kinds, of datasets, fsspec, pyarrow and pandas
@@ -163,6 +165,8 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
         if str(error).startswith("Unknown split"):
             raise InputError(f"data.split: {split!r} of {path}: {one_line(error)}") from error
         raise InputError(f"data.path: {path} could not be read: {one_line(root)}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _check_hub(path: str) -> None:

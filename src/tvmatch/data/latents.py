@@ -20,7 +20,7 @@ from torch import Tensor
 from tvmatch.data.base import Batch, distinct_indices, epoch_indices, mirrored_at_random
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 from tvmatch.seeds import generator
 
 FORMAT = "tvmatch-latents-1"
@@ -99,7 +99,7 @@ class LatentsInfo:
         """
         path = folder / INFO_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
                 f"data.latents: {folder} holds no finished latents (no {INFO_NAME}); `tvmatch encode` makes "
