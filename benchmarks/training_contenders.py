@@ -22,6 +22,7 @@ from tvmatch.attention import attention_reference
 from tvmatch.dual import Dual
 from tvmatch.models import DiT, DiTConfig, layers
 from tvmatch.objectives import tvm_loss
+from tvmatch.seeds import RowDraws
 from tvmatch.times import TimesConfig, sample_times
 
 
@@ -180,7 +181,7 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor | None, ...]:
     labels = torch.randint(case.class_count, (case.batch,), generator=random)
     w = case.guidance_weight
     weights = None if w is None else torch.full((case.batch,), w)
-    inputs = (x0, noise, *sample_times(TimesConfig(), case.batch, random), labels, weights)
+    inputs = (x0, noise, *sample_times(TimesConfig(), RowDraws(0), range(case.batch)), labels, weights)
     return tuple(None if x is None else x.to(device) for x in inputs)
 
 

@@ -125,6 +125,15 @@ CASES: dict[str, Case] = {
     "a name that cannot be printed": Case(["info", "a\u202eb"], r"a\u202eb: no such file or folder"),
     "unknown device": Case([*TRAIN, "--device=gpu"], "device: no device is called 'gpu'"),
     "no such device": Case(["sample", "run", "--device=cuda:99"], "device: 'cuda:99' cannot be used"),
+    "no such backend": Case(
+        ["sample", "run", "--device=mps"], "device: 'mps' cannot be used (this PyTorch is built without it)"
+    ),
+    "no such package": Case(
+        ["sample", "run", "--device=hpu"], "device: 'hpu' cannot be used (this PyTorch is built without it)"
+    ),
+    "a device of old": Case(
+        ["sample", "run", "--device=mkldnn"], "device: 'mkldnn' cannot be used (PyTorch has"
+    ),
     # Data
     "no path": Case(FOLDER, "data.path: give a folder"),
     "missing data": Case([*FOLDER, "--data.path=/no/where"], "data.path: /no/where does not exist"),

@@ -1,5 +1,6 @@
 """Data specifications, the order of training data, tensors, digits and densities in the plane."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from tvmatch.data import DataSpec, Density, DensityData, DigitsData, TensorDataset, digits, epoch_indices
+from tvmatch.data.base import flip_at_random, mirrored_at_random
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws, generator
 
 
 def numbered_images(count: int) -> Tensor:
@@ -316,7 +318,7 @@ COUNT = 40_000
 
 
 def points_of(name: str) -> Tensor:
-    return DensityData(name=name).load().draw(COUNT, generator(0, "test"))  # type: ignore[arg-type]
+    return DensityData(name=name).load().draw(RowDraws(0, "test"), range(COUNT))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", DENSITIES)
@@ -339,6 +341,26 @@ def test_draws_of_a_density_belong_to_their_arguments(name: str) -> None:
     others = [density.batch(4, 50, 1), density.batch(3, 50, 2), density.take(50, 1), density.take(50, 2)]
     everything = torch.cat([first.values, *(other.values for other in others)])
     assert len(everything.unique(dim=0)) == 250  # no point twice
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(cuts=st.sets(st.integers(1, 599), max_size=8))
+def test_points_belong_to_their_row(name: str, cuts: set[int]) -> None:
+    density, draws = DensityData(name=name).load(), RowDraws(5, "step", 2)  # type: ignore[arg-type]
+    whole = density.draw(draws, range(600))
+    assert torch.equal(density.batch(2, 600, 5).values, whole)
+    assert torch.equal(density.batch(2, 7, 5).values, whole[:7])
+    parts = [density.draw(draws, range(*pair)) for pair in itertools.pairwise([0, *sorted(cuts), 600])]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_coins_belong_to_their_row() -> None:
+    whole = mirrored_at_random(range(900), 3, 1)
+    assert torch.equal(mirrored_at_random(range(300, 700), 3, 1), whole[300:700])
+    images = numbered_images(900)
+    flipped = flip_at_random(images, range(900), 3, 1)
+    assert torch.equal(flip_at_random(images[300:700], range(300, 700), 3, 1), flipped[300:700])
 
 
 def test_checkerboard_is_uniform_on_its_eight_squares() -> None:

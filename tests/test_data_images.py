@@ -524,6 +524,38 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_done(folder: Path) -> None:
     assert len(load(folder, resolution=64).take(7, seed=0).values) == 7
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_full_disk_is_not_blamed_on_the_data(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While `datasets` copies them; before it begins; and where the cache may not be written."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = folder
+    if kind == "parquet":
+        source = tmp_path / "rows.parquet"
+        pixels = [{"bytes": path.read_bytes(), "path": None} for path in sorted(folder.rglob("*.png"))]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        rows = datasets.Dataset.from_dict({"image": pixels, "label": [0] * len(pixels)}, features=features)
+        rows.to_parquet(source)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(
+            InputError, match=r"^the data set cannot be written to .*cache \(.*too large.*HF_HO"
+        ):
+            load(source, label_column=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.builder.has_sufficient_disk_space", lambda *_, **__: False)
+        with pytest.raises(InputError, match=r"^the data set cannot be written to .*\(Not enough disk space"):
+            load(source, label_column=None)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(InputError, match=r"^the data set cannot be written to .*file/cache \(.*Not a dir"):
+        load(source, label_column=None)
+
+
 # --- sources that are not there, or not readable ---
 
 

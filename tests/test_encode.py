@@ -3,13 +3,16 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -27,7 +30,6 @@ from hypothesis import strategies as st
 from runs import environment, tree
 from test_autoencoder import tiny
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tvmatch.cli import main
 from tvmatch.data import image_source
@@ -38,10 +40,10 @@ from tvmatch.data.encoding_settings import EncodingOptions
 from tvmatch.data.image_reader import ImageSource, open_images
 from tvmatch.data.latents import LatentDataset, LatentsInfo, Moments
 from tvmatch.data.shards import ChannelSums, ShardWriter
-from tvmatch.errors import InputError
-from tvmatch.seeds import generator
-from tvmatch.training import recipe
-from tvmatch.training.start import _StepBatches as StepBatches
+from tvmatch.errors import DataError, InputError
+from tvmatch.seeds import RowDraws, generator
+from tvmatch.training import Config, recipe
+from tvmatch.training.start import step_batches
 
 PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
 SIZE, SHARD, BATCH = 16, 24, 5  # shards of 24, 24 and 16 images; batches that do not divide them
@@ -206,15 +208,17 @@ def test_batches_are_functions_of_seed_and_step(encoded: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_give_the_same_batches(encoded: Path, method: str) -> None:
-    dataset = LatentDataset(encoded)
+    dataset, config = LatentDataset(encoded), Config()
+    config.seed, config.training.batch_size, config.training.data_workers = 1, 10, 2
     assert len(pickle.dumps(dataset)) < 10_000, "names of files, and not what is in them"
-    batches = DataLoader(
-        StepBatches(dataset, 10, 1),
-        batch_size=None,
-        sampler=range(4),
-        num_workers=2,
-        multiprocessing_context=method,
-    )
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        with step_batches(dataset, config, range(4)) as read:
+            batches = list(read)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(batches) == 4
     for step, batch in enumerate(batches):
         expected = dataset.batch(step, 10, 1)
         assert torch.equal(batch.values, expected.values)
@@ -239,9 +243,8 @@ def test_draws_have_the_posterior_s_mean_and_deviation(encoded: Path) -> None:
 
 def expected_draws(step: int, dataset: LatentDataset) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers of the images of a step, which of them are mirrored, and the noise."""
-    shape = (COUNT, *dataset.spec.shape)
-    noise = torch.randn(shape, generator=generator(0, "posterior", step))
-    return epoch_indices(COUNT, step, COUNT, 0), mirrored_at_random(COUNT, step, 0), noise
+    noise = RowDraws(0, "step", step).normal("posterior", range(COUNT), dataset.spec.shape)
+    return epoch_indices(COUNT, step, COUNT, 0), mirrored_at_random(range(COUNT), step, 0), noise
 
 
 def test_flips_stored_are_encodings_of_mirror_images(
@@ -264,6 +267,15 @@ def test_flips_stored_are_encodings_of_mirror_images(
     # The statistics are of what is drawn from, mirror images included.
     both = torch.cat([straight.mean, mirror.mean]).double().mean((0, 2, 3))
     assert info.measured_mean == pytest.approx(both.tolist(), rel=1e-5)
+
+
+def test_a_shorter_batch_has_the_same_draws(encoded: Path) -> None:
+    """Posterior noise belongs to the row: the first rows of step 0 are the same whatever its size."""
+    dataset = LatentDataset(encoded)
+    assert torch.equal(dataset.batch(0, 13, 4).values, dataset.batch(0, 30, 4).values[:13])
+    moments, draws = dataset.moments(torch.arange(20)), RowDraws(0, "step", 1)
+    some = Moments(moments.mean[5:11], moments.std[5:11]).sample(draws, range(5, 11))
+    assert torch.equal(some, moments.sample(draws, range(20))[5:11])
 
 
 def test_flips_drawn_mirror_the_latents(encoder: MakeEncoder, encoded: Path, tmp_path: Path) -> None:
@@ -398,32 +410,75 @@ def test_ctrl_c_says_how_to_go_on(
     assert tree(folder) == tree(encoded)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ("--part=1/1", "--part=1/1", True),
+        ("--part=1/1", "--part=2/3", True),
+        ("--part=2/3", "--part=1/1", True),
+        ("--part=2/3", "--part=2/3", True),
+        ("--part=2/3", "--part=1/3", False),
+    ],
+)
 def test_two_processes_with_the_same_part(
+    first: str,
+    second: str,
+    refused: bool,
     vae: Path,
     encoded: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The second one begins the same shard, and takes the file of the first for a killed one's."""
+    """The second is refused before it writes, the first goes on unharmed."""
     write, calls = ShardWriter.write, []
     folder = tmp_path / "latents"
 
     def overtaken(self: ShardWriter, *arguments: Any) -> None:
         calls.append(1)
         write(self, *arguments)
-        if len(calls) == 7:
+        if len(calls) == 2:
             monkeypatch.setattr(ShardWriter, "write", write)
-            assert main(command(folder, vae)) == 0
+            before = tree(folder)
+            assert main(command(folder, vae, second)) == (2 if refused else 0)
+            if refused:
+                assert tree(folder) == before
 
     monkeypatch.setattr(ShardWriter, "write", overtaken)
-    assert main(command(folder, vae)) == 2
+    assert main(command(folder, vae, first)) == 0
     error = capsys.readouterr().err
-    assert error.startswith(
-        f"tvmatch: error: out: {folder / 'shards' / '00001.arrow'} is gone; if another process"
+    assert error == (
+        f"tvmatch: error: out: {folder} is in use: process {os.getpid()} on {socket.gethostname()} encodes "
+        "into it; give each process a --part of its own\n"
+        if refused
+        else ""
     )
-    assert error.count("\n") == 1
+    assert main(command(folder, vae)) == 0
     assert tree(folder) == tree(encoded)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_first_starts_at_once(same: bool, encoder: MakeEncoder, tmp_path: Path) -> None:
+    """One begins the folder; the other sees whether its options are the same."""
+    results: list[Encoder | InputError] = []
+    together = threading.Barrier(4)
+
+    def start(number: int) -> None:
+        together.wait()
+        try:
+            results.append(encoder(tmp_path / "latents", flips=["none", "drawn"][0 if same else number % 2]))
+        except InputError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    errors = [result for result in results if isinstance(result, InputError)]
+    assert len(errors) == (0 if same else 2)
+    assert all("was begun differently, flips" in str(error) for error in errors)
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["encoding.json"]
 
 
 @contextlib.contextmanager
@@ -639,23 +694,39 @@ def test_shards_without_a_good_image(damaged: Path, autoencoder: Autoencoder, tm
 
 
 def test_a_worker_that_dies(encoder: MakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch raises this out of a signal handler, so in whatever line the process is then."""
-    write, calls = ShardWriter.write, []
+    """The shard that it read for is not there, the one before is."""
+    pixels = ImageSource.pixels
 
-    def interrupted(self: ShardWriter, *arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) == 7:
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-        write(self, *arguments)
+    def killed(self: ImageSource, number: int, *arguments: Any) -> Any:
+        if number == SHARD + 20:  # in a process that inherits this function, a few batches ahead
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pixels(self, number, *arguments)
 
-    monkeypatch.setattr(ShardWriter, "write", interrupted)
+    monkeypatch.setattr(ImageSource, "pixels", killed)
     unlucky = encoder(tmp_path)
     with pytest.raises(
-        InputError, match=r"workers: a process that reads images has ended, .*by signal: Killed"
+        DataError, match=r"the process \d+ that reads data was killed by SIGKILL, perhaps for"
     ):
-        unlucky.encode(workers=0)
+        unlucky.encode(workers=2)
     assert unlucky.finished() == [0]
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000.arrow", "00000.json"]
+
+
+def test_reading_that_fails_in_another_way(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 1, and the folder for the latents is not blamed; whoever reads."""
+
+    def broken(self: ImageSource, number: int, *arguments: Any) -> Any:
+        raise OSError(5, "Input/output error", "photo.png")
+
+    monkeypatch.setattr(ImageSource, "pixels", broken)
+    for workers in (0, 2):
+        assert main(command(tmp_path / str(workers), vae, f"--workers={workers}")) == 1
+        error = capsys.readouterr().err
+        assert error == (
+            "tvmatch: error: the data set failed: OSError: [Errno 5] Input/output error: 'photo.png'\n"
+        )
 
 
 def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tmp_path: Path) -> None:

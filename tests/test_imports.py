@@ -15,14 +15,16 @@ import tvmatch
 ROOT = Path(tvmatch.__file__).parent
 
 # A room is a module or a package of `tvmatch`; `data.spec` is a room of its own, ahead of the other data.
-FOUNDATIONS = {"errors", "seeds", "files"}
+FOUNDATIONS = {"errors", "seeds", "files", "locks", "torchrun"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "seeds": set(),
     "files": {"errors"},
+    "locks": {"errors"},
+    "torchrun": {"errors"},
     "dual": set(),
     "attention": {"dual"},
-    "models": {"dual", "attention", "errors"},
+    "models": {"dual", "attention", "errors", "seeds"},
     "flow_map": {"dual"},
     "times": FOUNDATIONS,
     "objectives": FOUNDATIONS | {"dual", "flow_map", "times"},

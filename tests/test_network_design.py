@@ -56,7 +56,7 @@ def test_a_network_from_the_meta_device_can_be_initialised() -> None:
         tensor.detach().fill_(math.nan)  # what memory may hold
     for network in (deferred, direct := small_dit((1, 4, 4), 3)):
         torch.manual_seed(3)
-        network.reset_parameters()
+        network.init_weights()
     pairs = zip(deferred.named_parameters(), direct.parameters(), strict=True)
     assert all(torch.equal(mine, theirs) for (_, mine), theirs in pairs)
     assert torch.equal(deferred.positions, direct.positions)

@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and continued equals the uninterrupted one, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import (
@@ -22,6 +24,7 @@ from runs import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tvmatch import seeds
 from tvmatch.data.base import Batch, Dataset
 from tvmatch.data.densities import Density
 from tvmatch.errors import InputError
@@ -320,6 +323,24 @@ def test_another_build_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "elements 20 → 23" in message
     assert "bit for bit" in message
     assert "machine" not in message
+
+
+def test_a_run_of_older_random_streams_goes_on_with_a_message(tmp_path: Path) -> None:
+    """Its checkpoint says nothing of them: what was drawn then is drawn otherwise now."""
+    config = every_switch()
+    Trainer(config, images(), tmp_path).run(until=3)
+    path = newest(tmp_path) / "training.json"
+    facts = json.loads(path.read_text())
+    assert facts["build"].pop("random_streams") == seeds.VERSION > 1
+    assert facts["build"].pop("numpy") == np.__version__
+    path.write_text(json.dumps(facts))
+    trainer = Trainer(config, images(), tmp_path, resume=tmp_path)
+    (message,) = trainer.messages
+    assert f"random_streams 1 → {seeds.VERSION}" in message
+    assert "not repeat an uninterrupted one bit for bit" in message
+    assert trainer.run().step == 8
+    facts = json.loads((newest(tmp_path) / "training.json").read_text())
+    assert facts["build"]["random_streams"] == seeds.VERSION
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap, interpolate
 from tvmatch.models import MLP, JVPNetwork, MLPConfig
 from tvmatch.objectives import tvm_loss
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws, generator
 from tvmatch.theory import Bound, GaussianFlow, wasserstein_bound
 from tvmatch.times import TimesConfig, sample_times
 
@@ -277,10 +277,10 @@ def trained() -> MLP:
     steps = 500
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 - 2 * step / steps))
     draws = generator(0, "train")
-    for _ in range(steps):
+    for step in range(steps):
         x0 = FLOW.sample(256, draws).float()
         noise = torch.randn(256, 2, generator=draws)
-        times = sample_times(TimesConfig(), 256, draws)
+        times = sample_times(TimesConfig(), RowDraws(0, "train", step), range(256))
         loss = tvm_loss(network, target, x0, noise, *times, None, None, scaled=False).loss
         optimizer.zero_grad()
         loss.backward()

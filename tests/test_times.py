@@ -4,6 +4,7 @@ Every random test has fixed seeds. A right sampler fails a test at level 1e-4 on
 at 20,000 samples a CDF that is off by 0.02 anywhere has p of about 1e-6 (2 exp(−2 · 20000 · 0.02²) = 2e-7).
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from scipy import integrate, stats
 from scipy.special import expit, log_ndtr, logit, ndtr
 
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws
 from tvmatch.times import Times, TimesConfig, sample_times
 
 COUNT = 20_000
@@ -34,7 +35,7 @@ Array = np.ndarray[Any, Any]
 def draw(config: TimesConfig, seed: int = 0, count: int = COUNT) -> tuple[Array, Array, Array]:
     """t, s, s' as float64 arrays."""
     t, s, s_prime = (
-        times.double().numpy() for times in sample_times(config, count, generator(seed, "times"))
+        times.double().numpy() for times in sample_times(config, RowDraws(seed, "times"), range(count))
     )
     return t, s, s_prime
 
@@ -152,7 +153,7 @@ def test_the_test_tells_a_truncated_s_from_an_untruncated_one() -> None:
 
 @pytest.mark.parametrize("distribution", ["gap", "truncated", "clamped"])
 def test_tied_s_prime_is_s(distribution: Any) -> None:
-    times = sample_times(TimesConfig(distribution=distribution, s_prime="tied"), COUNT, generator(1))
+    times = sample_times(TimesConfig(distribution=distribution, s_prime="tied"), RowDraws(1), range(COUNT))
     assert torch.equal(times.s_prime, times.s)
 
 
@@ -164,12 +165,12 @@ def test_tied_s_prime_is_s(distribution: Any) -> None:
     ],
 )
 def test_equal_probability_moves_t_alone(distribution: Any, s_prime: Any) -> None:
-    without = sample_times(TimesConfig(distribution, s_prime=s_prime), COUNT, generator(2))
+    without = sample_times(TimesConfig(distribution, s_prime=s_prime), RowDraws(2), range(COUNT))
     some = sample_times(
-        TimesConfig(distribution, s_prime=s_prime, equal_probability=0.3), COUNT, generator(2)
+        TimesConfig(distribution, s_prime=s_prime, equal_probability=0.3), RowDraws(2), range(COUNT)
     )
     always = sample_times(
-        TimesConfig(distribution, s_prime=s_prime, equal_probability=1.0), COUNT, generator(2)
+        TimesConfig(distribution, s_prime=s_prime, equal_probability=1.0), RowDraws(2), range(COUNT)
     )
     for times in (some, always):
         assert torch.equal(times.s, without.s)
@@ -211,7 +212,7 @@ def test_order_and_range_hold_for_every_configuration(
     distribution: Any, gap: Pair, t: Pair, s: Pair, equal_probability: float, seed: int
 ) -> None:
     config = TimesConfig(distribution, gap, t, s, equal_probability=equal_probability)
-    check_order(sample_times(config, 256, generator(seed)))
+    check_order(sample_times(config, RowDraws(seed), range(256)))
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -220,7 +221,7 @@ def test_order_and_range_hold_where_float32_rounds(distribution: Any, mean: floa
     """s, t or both within rounding of 0 or 1, for many samples."""
     for other in (-16.0, 0.0, 16.0):
         config = TimesConfig(distribution, gap=(mean, 1.0), t=(mean, 3.0), s=(other, 3.0))
-        check_order(sample_times(config, COUNT, generator(3)))
+        check_order(sample_times(config, RowDraws(3), range(COUNT)))
 
 
 def check_order(times: Times) -> None:
@@ -230,12 +231,38 @@ def check_order(times: Times) -> None:
     assert bool((times.s <= times.t).all())
 
 
-def test_draws_belong_to_the_generator() -> None:
+def test_draws_belong_to_the_seed() -> None:
     config = TimesConfig()
-    first, again, other = (sample_times(config, 100, generator(seed)) for seed in (5, 5, 6))
+    first, again, other = (sample_times(config, RowDraws(seed), range(100)) for seed in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert all(value.shape == (100,) for value in first)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    distribution=st.sampled_from(DISTRIBUTIONS),
+    first=st.sampled_from([0, 3, 250, 2**40]),
+    cuts=st.sets(st.integers(1, 599), max_size=8),
+    threads=st.sampled_from([1, 3]),
+)
+def test_times_belong_to_their_row(distribution: Any, first: int, cuts: set[int], threads: int) -> None:
+    """Bit for bit, though logarithms and logistic functions round by a number's place in a tensor."""
+    config = TimesConfig(distribution, equal_probability=0.3, **OTHER)
+    draws = RowDraws(0, "step", 4)
+    whole = sample_times(config, draws, range(first, first + 600))
+    edges = [0, *sorted(cuts), 600]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        parts = [
+            sample_times(config, draws, range(first + start, first + stop))
+            for start, stop in itertools.pairwise(edges)
+        ]
+    finally:
+        torch.set_num_threads(before)
+    for of_parts, of_whole in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(of_parts), of_whole)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training step, averages, optimiser, schedules, batches, and training on one's own tensors."""
 
 import dataclasses
+import itertools
 import threading
 from copy import deepcopy
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 from helpers import randomize_, relative_error
 from runs import TINY_DIT, TINY_MLP, every_switch, images, newest, saved_tensors, tiny_config, tree
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 import tvmatch
 from tvmatch.data import TensorDataset
+from tvmatch.data.base import Batch
 from tvmatch.errors import InputError
 from tvmatch.objectives import tvm_loss
+from tvmatch.seeds import RowDraws
 from tvmatch.training import Config, Trainer, checkpoints
 from tvmatch.training.config import OptimizerConfig
 from tvmatch.training.ema import ParameterAverage
@@ -72,6 +76,46 @@ def test_accumulation_changes_nothing_but_memory(parts: int, tmp_path: Path) -> 
     assert relative_error(weights(split.state.network), weights(whole.state.network)) < 1e-5
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 11])
+def test_parts_weigh_by_their_rows(count: int, tmp_path: Path) -> None:
+    """In float64, the gradient of a batch that the number of parts does not divide, or is larger than."""
+    made = trainer(every_switch(), tmp_path)
+    made.config.optimizer.gradient_clip = None
+    made.state.network.double()
+    assert made.state.target is not None
+    made.state.target.network.double()
+    batch = made.dataset.batch(0, count, made.config.seed)
+    draws = tree_map(
+        lambda x: x.double() if x.is_floating_point() else x,
+        draw_inputs(batch, made.dataset.spec, made.config, 0, CPU),
+    )
+    exact = torch.autocast("cpu", enabled=False)
+    found = {}
+    for parts in (1, 2, 3, 4, 8, 100):
+        made.config.training.accumulation = parts
+        state = deepcopy(made.state)
+        assert state.target is not None
+        result = training_step(
+            state.network, state.target.network, state.optimizer, draws, made.config, 0, exact
+        )
+        found[parts] = gradients(state.network)
+        assert result.loss.terminal.shape == result.loss.flow.shape == (count,)
+        mean = (result.loss.terminal + result.loss.flow).mean()
+        torch.testing.assert_close(result.loss.loss, mean, rtol=1e-13, atol=0)
+    assert found[1].norm() > 1e-3
+    for gradient in found.values():
+        assert relative_error(gradient, found[1]) < 1e-12  # float64 sums in another order
+
+
+def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
+    made = trainer(tiny_config(), tmp_path)
+    empty = Batch(torch.empty(0, 1, 4, 4), torch.empty(0, dtype=torch.int64))
+    with pytest.raises(InputError, match="batch: there are no elements"):
+        draw_inputs(empty, made.dataset.spec, made.config, 0, CPU)
+    with pytest.raises(InputError, match="draws: an empty batch has no loss"):
+        take_step(made, step_inputs(made).part(slice(0, 0)))
+
+
 def test_the_gradient_is_that_of_the_objective(tmp_path: Path) -> None:
     made = trainer(tiny_config(), tmp_path)
     draws = step_inputs(made)
@@ -99,12 +143,46 @@ def test_inputs_belong_to_the_seed_and_the_step(tmp_path: Path) -> None:
         assert not any(torch.equal(a, b) for a, b in zip(parts(first), parts(different), strict=True))
 
 
+@pytest.mark.parametrize("cuts", [[1], [5, 6, 300], [256, 512]], ids=str)
+def test_inputs_belong_to_the_row(cuts: list[int]) -> None:
+    """A process that draws some rows of a step draws what one that draws all of them has there."""
+    config, data = every_switch(), images()
+    batch = data.batch(3, 600, config.seed)
+    assert batch.labels is not None
+    whole = draw_inputs(batch, data.spec, config, 3, CPU)
+    for start, stop in itertools.pairwise([0, *cuts, 600]):
+        part = Batch(batch.values[start:stop], batch.labels[start:stop])
+        drawn = draw_inputs(part, data.spec, config, 3, CPU, range(start, stop))
+        for mine, all_rows in zip(tree_leaves(drawn), tree_leaves(whole), strict=True):
+            assert torch.equal(mine, all_rows[start:stop])
+    first = draw_inputs(Batch(batch.values[:9], batch.labels[:9]), data.spec, config, 3, CPU)
+    assert torch.equal(first.noise, whole.noise[:9])
+
+
+def test_one_draw_does_not_change_another() -> None:
+    """Without dropped labels and t = s the noise, s, s' and the weights are what they were with them."""
+    config, data = every_switch(), images()
+    batch = data.batch(0, 64, 0)
+    before = draw_inputs(batch, data.spec, config, 0, CPU)
+    config.objective.label_dropout, config.times.equal_probability = 0.0, 0.0
+    after = draw_inputs(batch, data.spec, config, 0, CPU)
+    assert before.conditions.guidance_weight is not None
+    assert after.conditions.guidance_weight is not None
+    kept = before.conditions.labels != data.spec.class_count  # type: ignore[operator]
+    assert 0 < kept.sum() < 64
+    assert torch.equal(before.conditions.guidance_weight[kept], after.conditions.guidance_weight[kept])
+    assert torch.equal(before.noise, after.noise)
+    assert torch.equal(before.times.s, after.times.s)
+    assert torch.equal(before.times.s_prime, after.times.s_prime)
+    assert not torch.equal(before.times.t, after.times.t)
+
+
 def test_dropped_labels_and_guidance_weights() -> None:
     """A tenth is dropped, with w = 1; the others have 1/w uniform between 1/3 and 1/1.5."""
     config = every_switch().objective
     config.label_dropout = 0.1
     labels = torch.arange(20_000) % 3
-    dropped, weight = draw_conditions(labels, len(labels), 3, config, torch.Generator().manual_seed(0))
+    dropped, weight = draw_conditions(labels, 3, config, RowDraws(0), range(len(labels)))
     assert dropped is not None
     assert weight is not None
     gone = dropped == 3
@@ -116,20 +194,22 @@ def test_dropped_labels_and_guidance_weights() -> None:
     assert distance < 1.95 / len(uniform) ** 0.5  # Kolmogorov–Smirnov, one in a thousand
 
     config.guidance_weight = 2.0
-    dropped, weight = draw_conditions(labels, len(labels), 3, config, torch.Generator().manual_seed(0))
+    dropped, weight = draw_conditions(labels, 3, config, RowDraws(0), range(len(labels)))
     assert dropped is not None
     assert weight is not None
     assert torch.equal(weight, torch.where(dropped == 3, 1.0, 2.0))
     config.guidance_weight = 1.0
-    conditions = draw_conditions(labels, len(labels), 3, config, torch.Generator())
+    conditions = draw_conditions(labels, 3, config, RowDraws(0), range(len(labels)))
     assert conditions.guidance_weight is None  # saves the unconditional evaluation
-    assert draw_conditions(None, 4, 0, config, torch.Generator()).labels is None
+    assert draw_conditions(None, 0, config, RowDraws(0), range(4)).labels is None
 
 
 def test_other_processes_read_the_same_batches() -> None:
     config = tiny_config(data_workers=2)
     dataset = images(horizontal_flip=True)
-    for step, batch in zip(range(2, 7), step_batches(dataset, config, range(2, 7)), strict=True):
+    with step_batches(dataset, config, range(2, 7)) as read:
+        batches = list(read)
+    for step, batch in zip(range(2, 7), batches, strict=True):
         expected = dataset.batch(step, 8, config.seed)
         assert torch.equal(batch.values, expected.values)
         assert batch.labels is not None

@@ -9,6 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tvmatch.errors import InputError
+
+LFS_POINTER = "a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned"
+_LFS_VERSIONS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+
+
+def is_lfs_pointer(start: bytes | memoryview) -> bool:
+    """Whether a file that begins so is what Git leaves where a large file was not fetched."""
+    return bytes(start[:64]).startswith(_LFS_VERSIONS)
+
+
+def expect_no_lfs_pointer(path: str | Path) -> None:
+    """Refuse a Git LFS pointer by an InputError that names it; a file that cannot be read passes."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return
+    if is_lfs_pointer(start):
+        raise InputError(f"{path}: {LFS_POINTER}")
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws
 
 
 def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """x1 ~ N(0, I) for samples `indices` of `seed`: float32 (len(indices), *shape) on the CPU."""
-    noise = torch.empty(len(indices), *shape, dtype=torch.float32)
-    for row, index in zip(noise, indices, strict=True):
-        row.normal_(generator=generator(seed, "noise", index))
-    return noise
+    """x1 ~ N(0, I) for samples `indices` of `seed`: float32 (len(indices), *shape) on the CPU.
+
+    Raises:
+        ValueError: if `seed` or an index is negative, or an index is 2⁶⁴ or more.
+    """
+    return RowDraws(seed, "sample").normal("noise", indices, shape)
 
 
 def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[float, ...]:

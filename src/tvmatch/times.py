@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.errors import InputError
+from tvmatch.seeds import RowDraws, in_whole_blocks
 
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-53
 
@@ -76,47 +77,56 @@ class Times(NamedTuple):
     s_prime: Tensor
 
 
-def sample_times(config: TimesConfig, count: int, generator: torch.Generator) -> Times:
-    """Draw `count` independent (t, s, s') of `config`'s distribution, on the generator's device."""
-    t, s = _pair(config, count, generator)
+def sample_times(config: TimesConfig, draws: RowDraws, rows: range) -> Times:
+    """Independent (t, s, s') of `config`'s distribution for each of the rows, on the CPU.
+
+    Args:
+        config: the distribution.
+        draws: where the random numbers come from; each of t, s, s' and t = s has its own.
+        rows: which rows of the batch, not empty; a row's times are the same in every range.
+    """
+    t, s, s_prime = in_whole_blocks(lambda block: _times(config, draws, block), rows).unbind(1)
+    return Times(t, s, s_prime)
+
+
+def _times(config: TimesConfig, draws: RowDraws, rows: range) -> Tensor:
+    """t, s and s' side by side, float32 of shape (len(rows), 3)."""
+    t, s = _pair(config, draws, "t and s", rows)
     if config.s_prime == "tied":
         s_prime = s
     elif config.distribution == "gap*":
-        s_prime = torch.sigmoid(_normal(config.s, count, generator))
+        s_prime = torch.sigmoid(_normal(config.s, draws, "s'", rows))
     else:
-        _, s_prime = _pair(config, count, generator)
-    equal = _uniform(count, generator) < config.equal_probability
-    t = torch.where(equal, s, t)
-    return Times(t.float(), s.float(), s_prime.float())
+        _, s_prime = _pair(config, draws, "s'", rows)
+    if config.equal_probability:
+        t = torch.where(draws.uniform("t = s", rows) < config.equal_probability, s, t)
+    return torch.stack([t, s, s_prime], dim=1).to(torch.float32)
 
 
-def _pair(config: TimesConfig, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _pair(config: TimesConfig, draws: RowDraws, purpose: str, rows: range) -> tuple[Tensor, Tensor]:
     """(t, s) in float64 before t = s is decided."""
     if config.distribution in ("gap", "gap*"):
-        gap_logit = _normal(config.gap, count, generator)
-        s = torch.sigmoid(_truncated_normal(config.s, -gap_logit, generator))  # logit(1 − g) = −logit g
+        gap_logit = _normal(config.gap, draws, f"{purpose}: gap", rows)
+        # logit(1 − g) = −logit g
+        s = torch.sigmoid(_truncated_normal(config.s, -gap_logit, draws, f"{purpose}: below", rows))
         return (s + torch.sigmoid(gap_logit)).clamp(max=1.0), s
-    t_logit = _normal(config.t, count, generator)
+    t_logit = _normal(config.t, draws, f"{purpose}: t", rows)
     if config.distribution == "truncated":
-        s_logit = _truncated_normal(config.s, t_logit, generator)
+        s_logit = _truncated_normal(config.s, t_logit, draws, f"{purpose}: below", rows)
     else:
-        s_logit = torch.minimum(_normal(config.s, count, generator), t_logit)
+        s_logit = torch.minimum(_normal(config.s, draws, f"{purpose}: s", rows), t_logit)
     return torch.sigmoid(t_logit), torch.sigmoid(s_logit)
 
 
-def _uniform(count: int, generator: torch.Generator) -> Tensor:
-    """Uniform in [0, 1), float64."""
-    return torch.rand(count, dtype=torch.float64, device=generator.device, generator=generator)
-
-
-def _normal(parameters: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+def _normal(parameters: tuple[float, float], draws: RowDraws, purpose: str, rows: range) -> Tensor:
     """N(mean, std²), float64."""
     mean, std = parameters
-    draws = torch.randn(count, dtype=torch.float64, device=generator.device, generator=generator)
-    return mean + std * draws
+    return mean + std * draws.normal(purpose, rows, dtype=torch.float64)
 
 
-def _truncated_normal(parameters: tuple[float, float], upper: Tensor, generator: torch.Generator) -> Tensor:
+def _truncated_normal(
+    parameters: tuple[float, float], upper: Tensor, draws: RowDraws, purpose: str, rows: range
+) -> Tensor:
     """N(mean, std²) conditioned to lie below `upper` (B,), by the inverse CDF.
 
     With b = (upper − mean) / std and U uniform, z solves log Φ(z) = log U + log Φ(b). The logarithm
@@ -125,7 +135,7 @@ def _truncated_normal(parameters: tuple[float, float], upper: Tensor, generator:
     mean, std = parameters
     # The clamp keeps log Φ(b) ≈ −b²/2 finite for a std near zero; min() below then returns `upper`.
     bound = ((upper - mean) / std).clamp(min=-1e100)
-    probability = (1.0 - _uniform(len(upper), generator)).clamp(max=_LARGEST_BELOW_ONE)  # in (0, 1)
+    probability = (1.0 - draws.uniform(purpose, rows)).clamp(max=_LARGEST_BELOW_ONE)  # in (0, 1)
     z = _inverse_log_normal_cdf(probability.log() + torch.special.log_ndtr(bound))
     return torch.minimum(mean + std * z, upper)
 

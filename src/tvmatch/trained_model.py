@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,23 +19,24 @@ from torch import Tensor, nn
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import parse_json
+from tvmatch.files import expect_no_lfs_pointer, parse_json
 from tvmatch.flow_map import FlowMap
 from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
 from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
 
 FORMAT = "tvmatch-model-1"
+Read = TypeVar("Read")
 Guidance = float | tuple[float, float]
 Decoder = Callable[[Tensor], Tensor]
 """From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
 NetworkConfig = DiTConfig | MLPConfig
 
 
-def build_network(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
-    """The network of a configuration for data of shape and classes `spec`."""
+def build_network(config: NetworkConfig, spec: DataSpec, seed: int | None = None) -> DiT | MLP:
+    """The network of a configuration for data of shape and classes `spec`; see `DiT` for the seed."""
     if isinstance(config, DiTConfig):
-        return DiT(config, spec.shape, spec.class_count)
-    return MLP(config, spec.shape, spec.class_count)
+        return DiT(config, spec.shape, spec.class_count, seed=seed)
+    return MLP(config, spec.shape, spec.class_count, seed=seed)
 
 
 @dataclass
@@ -72,6 +73,14 @@ class TrainedModel:
     def gives_images(self) -> bool:
         """Whether `sample` gives images in [0, 1]."""
         return self.spec.kind == "image" or (self.spec.kind == "latents" and self.decoder is not None)
+
+    @property
+    def knows_dropped_labels(self) -> bool:
+        """Whether it can be called without labels, as guidance by two velocities needs.
+
+        True for all but imported networks that were trained without label dropout.
+        """
+        return not isinstance(self.network, DiT | MLP) or self.network.conditioning.label_dropout
 
     @property
     def device(self) -> torch.device:
@@ -208,7 +217,9 @@ class TrainedModel:
         if not isinstance(self.network, DiT | MLP):
             raise TypeError(f"network: cannot describe a {type(self.network).__name__} in a file")
         kind = "dit" if isinstance(self.network, DiT) else "mlp"
-        return {
+        # Said only of imported networks that were trained without; all others were trained with it.
+        dropout = {} if self.knows_dropped_labels else {"label_dropout": False}
+        return dropout | {
             "format": FORMAT,
             "network": {"kind": kind, **asdict(self.network.config)},
             "data": self.spec.describe(),
@@ -239,7 +250,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     Raises:
         InputError: if the path holds no checkpoint of ours, or a truncated or mismatched one.
     """
-    folder = find_checkpoint(Path(path))
+    return of_newest(Path(path), lambda folder: _load(folder, device))
+
+
+def _load(folder: Path, device: torch.device | str) -> TrainedModel:
     description = read_json(folder / "model.json", FORMAT)
     source = folder / "model.safetensors"
     tensors = read_tensors(source)
@@ -250,8 +264,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         depth = config.size().depth if isinstance(config, DiTConfig) else config.depth
         if depth > max(len(tensors), 1_000):  # what follows would build a network of any depth, for hours
             raise ValueError(f"a depth of {depth} for {len(tensors)} tensors")
+        network = _unallocated(config, spec)
+        network.conditioning.label_dropout = bool(description.get("label_dropout", True))
         model = TrainedModel(
-            network=_unallocated(config, spec),
+            network=network,
             spec=spec,
             scaled=bool(description["scaled"]),
             guidance=_guidance(description["guidance"]),
@@ -300,11 +316,32 @@ def read_spec(path: str | Path) -> DataSpec:
     Raises:
         InputError: if the path holds no checkpoint of ours.
     """
-    file = find_checkpoint(Path(path)) / "model.json"
+    return of_newest(Path(path), _read_spec)
+
+
+def _read_spec(folder: Path) -> DataSpec:
+    file = folder / "model.json"
     try:
         return DataSpec.from_description(read_json(file, FORMAT)["data"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file}: not a model description of this version ({error})") from None
+
+
+def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the checkpoint folder at `path`: itself, or the newest of a run folder.
+
+    A run that goes on may remove the newest while it is read; then the next one is read.
+
+    Raises:
+        InputError: from `read`, or if there is no checkpoint.
+    """
+    while True:
+        folder = find_checkpoint(path)
+        try:
+            return read(folder)
+        except (InputError, OSError):
+            if (folder / "model.json").is_file():
+                raise
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -341,6 +378,7 @@ def read_json(path: Path, expected_format: str) -> dict[str, Any]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
+    expect_no_lfs_pointer(path)
     try:
         return load_file(path)
     except FileNotFoundError:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from tvmatch import __version__
-from tvmatch.errors import InputError
+from tvmatch.cli.streams import printable_streams
+from tvmatch.errors import DataError, InputError
 
 COMMANDS = {
     "train": "train a recipe, draw what it made, and measure it",
@@ -53,7 +54,11 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a mistake in what was given, 1 for a broken run."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with printable_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("--version", "-V"):
         print(f"tvmatch {__version__}")
         return 0
@@ -64,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] not in COMMANDS:
             raise InputError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
         code = _run(arguments[0], arguments[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except InputError as error:
         return _fail(str(error), 2)
+    except DataError as error:
+        return _fail(str(error), 1)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

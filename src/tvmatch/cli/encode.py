@@ -1,7 +1,6 @@
 """`tvmatch encode`: images to latents, by any number of processes, in as many runs as it takes."""
 
 import errno
-import os
 import re
 import shlex
 import sys
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
+from tvmatch import torchrun
 from tvmatch.cli.options import DEVICE_HELP, device_of_process
 from tvmatch.data.autoencoder import load_autoencoder
 from tvmatch.data.config import LatentsData
@@ -161,15 +161,11 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
 def _part(given: str | None) -> Part:
     """Of --part, else of torchrun's variables."""
     if given is None:
-        if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
-            return WHOLE
-        rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            raise InputError(
-                f"part: RANK and WORLD_SIZE must be torchrun's, 0 … N − 1 and N, got {rank!r} and {world!r}; "
-                "--part=1/1 takes no notice of them"
-            )
-        return Part(int(rank), int(world))
+        try:
+            started = torchrun.rank_and_count()
+        except InputError as error:
+            raise InputError(f"part: {error}; --part=1/1 takes no notice of them") from None
+        return WHOLE if started is None else Part(*started)
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"part: must be like 2/8, from 1/8 to 8/8, got {given!r}")
@@ -207,7 +203,7 @@ def _progress(encoder: Encoder, part: Part) -> Iterator[Callable[[int], None]]:
     total = sum(len(encoder.images(shard)) for shard in encoder.of_part(part))
     done = sum(len(encoder.images(shard)) for shard in encoder.finished(part))
     console = Console(stderr=True)
-    if console.is_terminal and os.environ.get("LOCAL_RANK", "0") == "0":
+    if console.is_terminal and not torchrun.local_rank():
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         with Progress("encoding", *columns, console=console) as progress:
             task = progress.add_task("", total=total, completed=done)

@@ -1,45 +1,29 @@
 """`tvmatch import`: a checkpoint of ours from a file of the TVM authors, or from a Flow Matching SiT."""
 
 import hashlib
-import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tvmatch import __version__
+from tvmatch.cli.import_training import ImportedTraining, imported_training
 from tvmatch.cli.results import show_paths
-from tvmatch.data.config import LatentsData
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import new_folder
+from tvmatch.interop.authors import LABEL_TABLE
 from tvmatch.interop.snapshot import ImportedNetwork, Snapshot, import_network, read_snapshot
-from tvmatch.models import DiTConfig
-from tvmatch.trained_model import Guidance, TrainedModel
-from tvmatch.training.recipes import OneLineParser, recipe
+from tvmatch.trained_model import TrainedModel
+from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
 Make a checkpoint of a file with a network in the TVM authors' tensor names, or in SiT's: a pickled snapshot
 (.pkl), a file of torch.save (.pt), or safetensors. Nothing in the file is executed. Weights become float32.
-The file does not say how its network was trained: --recipe does, and each option on top of it. A SiT has
-guidance weight 1, no scaled parameterisation, and a mean and std of its own, whatever the recipe. Nothing is
-overwritten."""
+The authors' snapshots say how their networks were trained. Where a file does not, --recipe does, and each
+option on top of it; a recipe or an option that contradicts the file is an error. A SiT has guidance weight 1,
+no scaled parameterisation, and a mean and std of its own, whatever the recipe. Nothing is overwritten."""
 
 DOWNSAMPLING = 8  # of an autoencoder that cannot be loaded; all that the recipes name have it
-
-
-@dataclass
-class _Training:
-    """How a network was trained, as far as options and recipe tell."""
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    guidance: Guidance | None = None
-    scaled: bool | None = None
-    autoencoder: str | None = None
-    modulation_norm: bool = True
-    shape: tuple[int, ...] | None = None
-    class_count: int | None = None
 
 
 def run(arguments: list[str]) -> int:
@@ -48,23 +32,31 @@ def run(arguments: list[str]) -> int:
     path, out = Path(parsed.file), Path(parsed.out)
     if out.exists():
         raise InputError(f"out: {out} exists already")
-    training = _training(parsed)
     names = None if parsed.class_names is None else _class_names(Path(parsed.class_names))
     snapshot = read_snapshot(path, parsed.network, parsed.admit.split(",") if parsed.admit else ())
+    training = imported_training(parsed, snapshot.facts)
+    table_of_classes = _table_of_classes(snapshot, training)
     try:
         imported = import_network(
             snapshot.tensors,
             heads=parsed.heads,
             modulation_norm=training.modulation_norm,
             data_time=1 if parsed.data_time is None else parsed.data_time,
+            label_dropout=not table_of_classes,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if training.label_dropout == 0 and imported.network.class_count:
+        # Also where the table has a row for the dropped label, untrained.
+        imported.network.conditioning.without_label_dropout()
+    facts = snapshot.facts
     if imported.is_flow:
-        training.guidance = 1.0 if parsed.guidance is None else training.guidance
-        training.scaled = False if parsed.scaled is None else training.scaled
+        if parsed.guidance is None and facts.guidance is None:
+            training.guidance = 1.0
+        if parsed.scaled is None and facts.scaled is None:
+            training.scaled = False
         for option in ("mean", "std"):
-            if getattr(parsed, option) is None:
+            if getattr(parsed, option) is None and getattr(facts, option) is None:
                 raise InputError(
                     f"{option}: no recipe has that of a SiT; published ones take Stable Diffusion's latents "
                     "times 0.18215, which is --mean=0 --std=5.48998"
@@ -91,9 +83,9 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument(
         "--network",
-        type=Literal["ema", "net"] | None,
+        type=str | None,
         default=None,
-        help="which network of the file (default: ema, else net)",
+        help="which network of the file, by its name in it (default: ema, else net)",
     )
     parser.add_argument(
         "--heads",
@@ -113,6 +105,12 @@ def _parser() -> OneLineParser:
     parser.add_argument("--std", type=str, default=None, help="likewise; one number is for all channels")
     parser.add_argument("--guidance", type=str, default=None, help="weight w, or a range of them, 1,4")
     parser.add_argument("--scaled", type=bool | None, default=None, help="scaled parameterisation")
+    parser.add_argument(
+        "--label_dropout",
+        type=float | None,
+        default=None,
+        help="how often its labels were dropped; 0: never, so its label table has no row for that",
+    )
     parser.add_argument(
         "--autoencoder",
         type=str,
@@ -134,59 +132,32 @@ def _parser() -> OneLineParser:
     return parser
 
 
-def _training(parsed: Any) -> _Training:
-    """The options on top of the recipe's values."""
-    training = _Training()
-    if parsed.recipe is not None:
-        config = recipe(parsed.recipe)
-        training.guidance = config.objective.guidance_weight
-        training.scaled = config.objective.scaled
-        if isinstance(config.network, DiTConfig):
-            training.modulation_norm = config.network.modulation_norm
-        if isinstance(config.data, LatentsData):
-            training.mean, training.std = config.data.mean, config.data.std
-            training.autoencoder = config.data.autoencoder
-            training.shape, training.class_count = config.data.shape, config.data.class_count
-    for name in ("mean", "std", "guidance"):
-        if getattr(parsed, name) is not None:
-            setattr(training, name, _numbers(name, getattr(parsed, name)))
-    if isinstance(training.guidance, tuple):
-        training.guidance = _guidance(training.guidance)
-    for name in ("scaled", "modulation_norm", "autoencoder"):
-        if getattr(parsed, name) is not None:
-            setattr(training, name, getattr(parsed, name))
-    return training
+def _table_of_classes(snapshot: Snapshot, training: ImportedTraining) -> bool:
+    """Whether the label table has a row a class, and none for the dropped label."""
+    table = snapshot.tensors.get(LABEL_TABLE)
+    rows = 0 if table is None or table.ndim == 0 else len(table)
+    if rows == 0 or training.label_dropout:
+        return False
+    if training.label_dropout is None:
+        return snapshot.facts.class_count == rows
+    return snapshot.facts.class_count in (None, rows)
 
 
-def _check_fits(parsed: Any, imported: ImportedNetwork, training: _Training) -> None:
+def _check_fits(parsed: Any, imported: ImportedNetwork, training: ImportedTraining) -> None:
     """Refuse options that are not of this kind of network, and another recipe's network."""
     for option, of_sit in (("data_time", True), ("modulation_norm", False)):
         if getattr(parsed, option) is not None and imported.is_flow is not of_sit:
             kind = "no network of a SiT" if of_sit else "the network of a SiT"
             raise InputError(f"{option}: {parsed.file} is {kind}")
     network = imported.network
+    if parsed.label_dropout is not None and not network.class_count:
+        raise InputError(f"label_dropout: the network in {parsed.file} has no classes")
     found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(
             f"recipe: {parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
             f"the network in {parsed.file} of {found[0]} with {found[1]}"
         )
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option}: must be numbers like 0.5,1,2, got {text!r}")
-    return numbers
-
-
-def _guidance(weights: tuple[float, ...]) -> Guidance:
-    if min(weights) < 1 or len(weights) > 2 or list(weights) != sorted(set(weights)):
-        raise InputError(f"guidance: must be a weight of at least 1, or low,high, got {list(weights)}")
-    return weights[0] if len(weights) == 1 else (weights[0], weights[1])
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -204,7 +175,9 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _model(imported: ImportedNetwork, training: _Training, names: tuple[str, ...] | None) -> TrainedModel:
+def _model(
+    imported: ImportedNetwork, training: ImportedTraining, names: tuple[str, ...] | None
+) -> TrainedModel:
     """The network with what it was trained for."""
     network = imported.network
     for option in ("mean", "std", "guidance", "scaled", "autoencoder"):
@@ -266,6 +239,8 @@ def _provenance(
         "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),
         "tvmatch": __version__,
     }
+    told = snapshot.facts.told()
+    provenance |= {"file_says": told} if told else {}
     return provenance | ({} if recipe_name is None else {"recipe": recipe_name})
 
 
@@ -282,8 +257,17 @@ def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) 
     print(f"precision    {', '.join(imported.dtypes)}{precision}")
     shape = "×".join(map(str, model.spec.shape))
     print(f"generates    {model.spec.kind} {shape}, {model.spec.class_count} classes")
-    if snapshot.options:
-        told = ", ".join(f"{name}={value}" for name, value in list(snapshot.options.items())[:12])
-        print(f"file says    {told} (not relied upon)")
+    if not model.knows_dropped_labels:
+        print(
+            "labels       each sample needs one: trained without dropped labels, it has no velocity without "
+            "one to guide by"
+        )
+    for what, told, note in (
+        ("file says", snapshot.facts.told(), ""),
+        ("made with", snapshot.options, " (not relied upon)"),
+    ):
+        if told:
+            words = ", ".join(f"{name}={value}" for name, value in list(told.items())[:12])
+            print(f"{what}    {words}{note}")
     if snapshot.beside:
         print(f"left out     {', '.join(snapshot.beside[:12])}{', …' if len(snapshot.beside) > 12 else ''}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tvmatch.data.spec import AutoencoderInfo
-from tvmatch.trained_model import Guidance, find_checkpoint, load
+from tvmatch.trained_model import Guidance, load, of_newest
 from tvmatch.training.recipes import OneLineParser
 
 
@@ -11,10 +11,17 @@ def run(arguments: list[str]) -> int:
     """Print the facts of a checkpoint."""
     parser = OneLineParser(prog="tvmatch info", description="What a checkpoint holds.")
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
-    folder = find_checkpoint(Path(parser.parse_args(arguments).checkpoint))
+    facts = of_newest(Path(parser.parse_args(arguments).checkpoint), _facts)
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        print(f"{name:<{width}}  {fact}")
+    return 0
+
+
+def _facts(folder: Path) -> dict[str, object]:
     model = load(folder)
     spec = model.spec
-    facts = {
+    return {
         "checkpoint": folder,
         "network": type(model.network).__name__,
         "parameters": f"{sum(parameter.numel() for parameter in model.network.parameters()):,}",
@@ -28,10 +35,6 @@ def run(arguments: list[str]) -> int:
         **{key.replace("_", " "): value for key, value in model.provenance.items() if key != "parameters"},
         "size on disk": f"{sum(path.stat().st_size for path in folder.iterdir()) / 2**20:.1f} MiB",
     }
-    width = max(map(len, facts))
-    for name, fact in facts.items():
-        print(f"{name:<{width}}  {fact}")
-    return 0
 
 
 def _autoencoder(info: AutoencoderInfo) -> str:

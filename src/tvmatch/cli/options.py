@@ -1,11 +1,11 @@
 """Option types and arguments that several commands share."""
 
-import os
 import sys
 from pathlib import Path
 
 import torch
 
+from tvmatch import torchrun
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.data.spec import DataSpec
@@ -108,10 +108,10 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
 
 def device_of_process(name: str) -> str:
     """The device of this process: of several that torchrun started, each has the GPU of its number."""
-    rank = os.environ.get("LOCAL_RANK")
+    rank = torchrun.local_rank()
     if rank is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
-    return f"cuda:{int(rank) % torch.cuda.device_count()}"
+    return f"cuda:{rank % torch.cuda.device_count()}"
 
 
 def run_folder(path: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvmatch.data.listing import one_line
 from tvmatch.errors import InputError
-from tvmatch.files import parse_json
+from tvmatch.files import expect_no_lfs_pointer, parse_json
 
 _CONFIG = "config.json"
 _SUBFOLDER = "vae"  # where pipelines have theirs
@@ -50,7 +50,7 @@ class AutoencoderFiles:
         """The file with the weights, or with the names of the files that hold them; downloaded if need be.
 
         Raises:
-            InputError: if there is none.
+            InputError: if there is none, or a Git LFS pointer in its place.
         """
         found = self._weights()
         if found is None and self.on_hub:
@@ -61,6 +61,7 @@ class AutoencoderFiles:
                 found = found or self._weights()
         if found is None:
             raise InputError(f"autoencoder: {self.folder} holds no {_WEIGHTS}.{_SUFFIXES[0]}")
+        expect_no_lfs_pointer(found)
         return found
 
     def _weights(self) -> Path | None:

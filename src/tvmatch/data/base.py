@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws, generator
 
 
 class Batch(NamedTuple):
@@ -31,7 +31,7 @@ class Dataset(Protocol):
     """A source of batches whose every draw is a pure function of the arguments.
 
     Training step k asks for `batch(k, size, seed)` and nothing else, so a resumed run sees the same data
-    as an uninterrupted one without any saved state, and a `DataLoader` may compute steps in any process.
+    as an uninterrupted one without any saved state, and data workers may compute steps in any process.
     """
 
     @property
@@ -52,9 +52,61 @@ class Dataset(Protocol):
         ...
 
 
+def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: int) -> Batch:
+    """What a data set gave for a training step, if it is what `Batch` and the data set's `spec` say.
+
+    A batch may be shorter than `size`, as the last of an epoch is in other people's loops. Values are not
+    searched for what is not finite.
+
+    Raises:
+        InputError: naming the data set, otherwise.
+    """
+    spec, name = dataset.spec, f"{type(dataset).__name__}.batch"
+    try:
+        values, labels = batch
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}: must return a Batch of values and labels, got {type(batch).__name__}"
+        ) from None
+    _check_tensor(f"{name}: values", values, torch.float32, spec.shape)
+    if not 1 <= len(values) <= size:
+        raise InputError(f"{name}: {size} elements were asked for, it returned {len(values)}")
+    if (labels is None) != (spec.class_count == 0):
+        given = "none" if labels is None else "some"
+        raise InputError(
+            f"{name}: spec has {spec.class_count} classes, but {given} of its elements have labels"
+        )
+    if labels is None:
+        return Batch(values, None)
+    _check_tensor(f"{name}: labels", labels, torch.int64, ())
+    if len(labels) != len(values):
+        raise InputError(f"{name}: it returned {len(labels)} labels for {len(values)} elements")
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= spec.class_count:
+        raise InputError(
+            f"{name}: labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}"
+        )
+    return Batch(values, labels)
+
+
+def _check_tensor(name: str, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    expected = f"must be a {dtype} tensor of shape ({', '.join(map(str, ('B', *shape)))}) on the CPU"
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} {expected}, got {type(tensor).__name__}")
+    fits = tensor.ndim > 0 and tensor.shape[1:] == shape
+    if not fits or tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise InputError(
+            f"{name} {expected}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+        )
+
+
+def _permutation(length: int, random: torch.Generator) -> Tensor:
+    return torch.randperm(length, dtype=torch.int64, device="cpu", generator=random)
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=generator(seed, "order", epoch))
+    return _permutation(length, generator(seed, "order", epoch))
 
 
 def epoch_indices(length: int, step: int, size: int, seed: int) -> Tensor:
@@ -88,17 +140,24 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
     """
     if not 1 <= count <= length:
         raise InputError(f"count: {count} elements were asked for, the data set has {length}")
-    return torch.randperm(length, generator=generator(seed, "take"))[:count]
+    return _permutation(length, generator(seed, "take"))[:count]
 
 
-def mirrored_at_random(count: int, step: int, seed: int) -> Tensor:
-    """Which images of a step to mirror, each with probability 1/2: bool (count,), drawn for (seed, step)."""
-    return torch.rand(count, generator=generator(seed, "flip", step)) < 0.5
+def mirrored_at_random(rows: range, step: int, seed: int) -> Tensor:
+    """Which images to mirror, each with probability 1/2: bool (len(rows),), drawn for (seed, step, row)."""
+    return RowDraws(seed, "step", step).uniform("flip", rows) < 0.5
 
 
-def flip_at_random(images: Tensor, step: int, seed: int) -> Tensor:
-    """Mirror each image of (B, C, H, W) left to right with probability 1/2, drawn for (seed, step)."""
-    mirrored = mirrored_at_random(len(images), step, seed)
+def flip_at_random(images: Tensor, rows: range, step: int, seed: int) -> Tensor:
+    """Mirror each image left to right with probability 1/2, drawn for (seed, step, row).
+
+    Args:
+        images: (len(rows), C, H, W).
+        rows: which rows of the step's batch they are.
+        step: from 0.
+        seed: of the run.
+    """
+    mirrored = mirrored_at_random(rows, step, seed)
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
@@ -125,8 +184,9 @@ class StoredDataset(ABC):
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The elements of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
         batch = self._select(epoch_indices(len(self), step, size, seed))
-        values = flip_at_random(batch.values, step, seed) if self._horizontal_flip else batch.values
-        return Batch(values, batch.labels)
+        if not self._horizontal_flip:
+            return batch
+        return Batch(flip_at_random(batch.values, range(size), step, seed), batch.labels)
 
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""

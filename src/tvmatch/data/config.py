@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tvmatch.data.densities import Density, DensityName
 from tvmatch.data.digits import digits
+from tvmatch.data.spec import agree
 from tvmatch.data.tensors import TensorDataset
 from tvmatch.errors import InputError
 
@@ -105,7 +106,7 @@ class LatentsData:
         latents: the folder.
         shape: of a latent, [C, h, w]; null takes any.
         class_count: number of classes, 0 for none; null takes any.
-        mean: of the normalisation, a channel; null takes the folder's.
+        mean: of the normalisation, a channel, to five digits at least; null takes the folder's.
         std: likewise.
         autoencoder: a folder or the name on the Hub to load the autoencoder from, for pictures of samples;
             null takes the one that the folder names. Its weights must be those that encoded the images.
@@ -141,7 +142,7 @@ class LatentsData:
                 f"{spec.class_count or 'no labels'}{hint}"
             )
         for name, expected, stored in (("mean", self.mean, spec.mean), ("std", self.std, spec.std)):
-            if expected is not None and tuple(expected) != stored:
+            if expected is not None and not agree(expected, stored, spec.std):
                 raise InputError(
                     f"data.{name}: {list(expected)} is expected, {self.latents} has {list(stored)}; "
                     "`tvmatch encode` with another --normalization changes that without encoding again, "

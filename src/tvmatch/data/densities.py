@@ -10,7 +10,7 @@ from torch import Tensor
 from tvmatch.data.base import Batch
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws, in_whole_blocks
 
 DensityName = Literal["checkerboard", "moons", "gaussians"]
 
@@ -21,35 +21,42 @@ RING_STD = 0.1
 RING_MODES = 8
 
 
-def _checkerboard(count: int, random: torch.Generator) -> Tensor:
+def _checkerboard(draws: RowDraws, rows: range) -> Tensor:
     """Uniform on the eight unit squares of [−2, 2)² whose column and row number have an even sum."""
-    x, y = torch.rand(2, count, generator=random)
-    x = 4 * x - 2
-    upper = torch.randint(0, 2, (count,), generator=random)  # the lower or the upper square of the column
-    return torch.stack([x, y + 2 * upper - 2 + x.floor() % 2], dim=1)
+    x, y, upper = draws.uniform("checkerboard", rows, (3,)).unbind(1)
+    grid = 2.0**22  # float32 holds its multiples in [−2, 2) exactly, so none is rounded into the next square
+    x, y = (4 * grid * x).floor() / grid - 2, (grid * y).floor() / grid
+    row = 2 * (2 * upper).floor() - 2  # the lower or the upper square of the column
+    return torch.stack([x, y + row + x.floor() % 2], dim=1)
 
 
-def _moons(count: int, random: torch.Generator) -> Tensor:
+def _moons(draws: RowDraws, rows: range) -> Tensor:
     """Two interleaving half circles, one centred in the other's opening, with Gaussian noise.
 
     The outer is (cos a, sin a) and the inner (1 − cos a, 1/2 − sin a) with a uniform on [0, π]. They are
     moved so that (1/2, 1/4), the point about which they are symmetric, is the origin.
     """
-    angle = math.pi * torch.rand(count, generator=random)
-    side = 1 - 2 * torch.randint(0, 2, (count,), generator=random)  # the inner is the outer turned by π
-    arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1) * side[:, None]
-    return MOON_SCALE * arc + MOON_NOISE * torch.randn(count, 2, generator=random)
+    angle, side = draws.uniform("moons", rows, (2,)).unbind(1)
+    angle = math.pi * angle
+    turned = 1 - 2 * (2 * side).floor()  # the inner is the outer turned by π
+    arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1) * turned[:, None]
+    return MOON_SCALE * arc + MOON_NOISE * _noise(draws, "moons: noise", rows)
 
 
-def _gaussians(count: int, random: torch.Generator) -> Tensor:
+def _gaussians(draws: RowDraws, rows: range) -> Tensor:
     """Eight equally likely round Gaussians, their centres equally spaced on a circle about the origin."""
-    angle = torch.randint(0, RING_MODES, (count,), generator=random) * (2 * math.pi / RING_MODES)
+    mode = (RING_MODES * draws.uniform("gaussians", rows)).floor()
+    angle = mode * (2 * math.pi / RING_MODES)
     centre = RING_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return centre + RING_STD * torch.randn(count, 2, generator=random)
+    return centre + RING_STD * _noise(draws, "gaussians: noise", rows)
+
+
+def _noise(draws: RowDraws, purpose: str, rows: range) -> Tensor:
+    return draws.normal(purpose, rows, (2,), torch.float64)
 
 
 class _Density(NamedTuple):
-    draw: Callable[[int, torch.Generator], Tensor]
+    draw: Callable[[RowDraws, range], Tensor]  # float64
     variance: tuple[float, float]  # exact, of either coordinate; every mean is 0 by symmetry
 
 
@@ -87,20 +94,20 @@ class Density:
         std = tuple(math.sqrt(number) for number in variance)
         self.spec = DataSpec(kind="points", shape=(2,), class_names=None, mean=(0.0, 0.0), std=std)
 
-    def draw(self, count: int, random: torch.Generator) -> Tensor:
-        """`count` independent points, float32 of shape (count, 2), from a CPU generator.
+    def draw(self, draws: RowDraws, rows: range) -> Tensor:
+        """Independent points, float32 of shape (len(rows), 2), each a function of its row alone.
 
         Raises:
-            InputError: if `count` < 1.
+            InputError: if there are no rows.
         """
-        if count < 1:
-            raise InputError(f"count: must be at least 1, got {count}")
-        return self._draw(count, random)
+        if not rows:
+            raise InputError(f"count: must be at least 1, got {len(rows)}")
+        return in_whole_blocks(lambda block: self._draw(draws, block).to(torch.float32), rows)
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
-        """`size` points that belong to (seed, step)."""
-        return Batch(self.draw(size, generator(seed, "points", step)), None)
+        """`size` points, each of which belongs to (seed, step, row)."""
+        return Batch(self.draw(RowDraws(seed, "step", step), range(size)), None)
 
     def take(self, count: int, seed: int) -> Batch:
         """`count` points that belong to `seed`, independent of every training batch."""
-        return Batch(self.draw(count, generator(seed, "take")), None)
+        return Batch(self.draw(RowDraws(seed, "take"), range(count)), None)

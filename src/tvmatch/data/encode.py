@@ -10,6 +10,7 @@ Shapes: B images, C channels, (h, w) of a latent.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -20,15 +21,17 @@ from torch import Tensor
 
 from tvmatch.data.autoencoder import Autoencoder
 from tvmatch.data.encoding_settings import EncodingOptions, begin
-from tvmatch.data.image_batches import ImageBatch, dead_workers_told, read_batches
+from tvmatch.data.image_batches import ImageBatch, read_batches
 from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import INFO_NAME, LatentsInfo, Moments, Shard
 from tvmatch.data.shards import ChannelSums, ShardReport, ShardWriter, finished_shard, new_shard, shard_name
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.errors import InputError
+from tvmatch.locks import FolderLock
 
 MEASURED = "measured"
 _SKIPPED_RECORDED = 10
+_DOING = "encodes into it; give each process a --part of its own"
 
 
 class Normalization(NamedTuple):
@@ -124,15 +127,31 @@ class Encoder:
             on_images: is told after each batch how many images it was of.
 
         Raises:
-            InputError: for an image that cannot be read, unless it is left out; if a worker dies.
+            InputError: for an image that cannot be read, unless it is left out; if another process makes the
+                same part, or all of them.
+            DataError: if a worker dies.
             OSError: if a shard cannot be written; those before it are finished.
         """
+        whole = part.world == 1
+        name = f".part_{part.rank + 1}_of_{part.world}.lock"
+        with (
+            FolderLock(self._folder, shared=not whole, doing=_DOING),
+            nullcontext() if whole else FolderLock(self._folder, name, doing=_DOING),
+        ):
+            self._encode(part, workers, on_bad_image, on_images)
+
+    def _encode(
+        self,
+        part: Part,
+        workers: int,
+        on_bad_image: Literal["error", "skip"],
+        on_images: Callable[[int], None] | None,
+    ) -> None:
         done = self.finished(part)
         batches = {shard: self._batches(shard) for shard in self.of_part(part) if shard not in done}
         options = self._options
         every = list(chain.from_iterable(batches.values()))
-        read = read_batches(self._source, every, options.resolution, options.crop, workers)
-        with dead_workers_told():
+        with read_batches(self._source, every, options.resolution, options.crop, workers) as read:
             for shard in batches:
                 with new_shard(self._folder, shard) as writer:
                     for numbers in batches[shard]:

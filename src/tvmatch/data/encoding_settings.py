@@ -12,6 +12,7 @@ from tvmatch.data.latents import Flips
 from tvmatch.data.pixels import Crop, check_crop
 from tvmatch.errors import InputError
 from tvmatch.files import parse_json, replacing
+from tvmatch.locks import FolderLock, is_lock
 
 FORMAT = "tvmatch-encoding-1"
 SETTINGS_NAME = "encoding.json"
@@ -79,9 +80,11 @@ def begin(
             "versions": {name: _version(name) for name in ("tvmatch", "torch", "diffusers", "pillow")},
         }
         content = {"format": FORMAT, "settings": settings, "provenance": provenance}
-        with replacing(path) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    # Also if it was written just now: another process may have begun the same folder with other options.
+        with FolderLock(folder, ".begin.lock", wait=True):  # others may begin it at this moment
+            if not path.exists():
+                with replacing(path) as unfinished:
+                    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+                    unfinished.write_text(text, encoding="utf-8")
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -103,12 +106,13 @@ def begin(
 
 
 def _check_empty(folder: Path) -> None:
-    """Refuse a folder that holds anything, unless another process has begun it at this moment."""
+    """Refuse a folder that holds anything."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file")
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
-    other = [name for name in names if not name.startswith(f".{SETTINGS_NAME}.")]
-    if other and not (folder / SETTINGS_NAME).exists():
+    left_behind = f".{SETTINGS_NAME}."  # by a process that was killed
+    other = [name for name in names if not (is_lock(name) or name.startswith(left_behind))]
+    if other:
         raise InputError(
             f"out: {folder} holds something else ({min(other)}) and nothing is overwritten; take a new folder"
         )

@@ -1,18 +1,17 @@
 """Images of a data set decoded by processes of their own, in batches whose order is given."""
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from tvmatch.data.image_reader import ImageSource
-from tvmatch.data.listing import one_line
 from tvmatch.data.pixels import Crop
+from tvmatch.data.read_ahead import read_ahead
 from tvmatch.errors import InputError
 
 
@@ -42,8 +41,8 @@ def read_batches(
     resolution: int | tuple[int, int],
     crop: Crop,
     workers: int,
-) -> Iterator[ImageBatch]:
-    """The images of these numbers, a batch for each of `batches`.
+) -> AbstractContextManager[Iterator[ImageBatch]]:
+    """The images of these numbers, a batch for each of `batches`, while the context lasts.
 
     Args:
         source: where they are.
@@ -51,28 +50,11 @@ def read_batches(
         resolution: to crop and resize them to, in pixels.
         crop: how.
         workers: processes; 0 reads in this one.
+
+    Raises:
+        DataError: if a process ends, or reading fails in another way than by an image that cannot be read.
     """
-    yield from DataLoader(
-        _Items(source, resolution, crop),  # made into batches by _collate
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=min(workers, len(batches)),
-        collate_fn=_collate,
-        worker_init_fn=_ignore_interrupt,
-        generator=torch.Generator(),  # nothing is drawn, but a seed for the processes, else from the caller's
-    )
-
-
-@contextmanager
-def dead_workers_told() -> Iterator[None]:
-    """An `InputError` where PyTorch finds a process of `read_batches` dead, which can be at any moment."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            f"workers: a process that reads images has ended, perhaps for want of memory ({one_line(error)})"
-        ) from error
+    return read_ahead(_Reader(source, resolution, crop), batches, workers)
 
 
 class _Item(NamedTuple):
@@ -81,18 +63,23 @@ class _Item(NamedTuple):
     problem: str | None
 
 
-class _Items(Dataset[_Item]):
-    def __init__(self, source: ImageSource, resolution: int | tuple[int, int], crop: Crop) -> None:
-        self._source = source
-        self._resolution = resolution
-        self._crop = crop
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one batch."""
 
-    def __getitem__(self, number: int) -> _Item:
+    source: ImageSource
+    resolution: int | tuple[int, int]
+    crop: Crop
+
+    def __call__(self, numbers: Sequence[int]) -> ImageBatch:
+        return _collate([self._item(number) for number in numbers])
+
+    def _item(self, number: int) -> _Item:
         try:
-            latents = self._source.moments(number)
+            latents = self.source.moments(number)
             if latents is not None:
                 return _Item(number, torch.from_numpy(latents), None)
-            pixels = self._source.pixels(number, self._resolution, self._crop)
+            pixels = self.source.pixels(number, self.resolution, self.crop)
             return _Item(number, torch.tensor(pixels), None)
         except InputError as error:
             return _Item(number, None, str(error))
@@ -105,8 +92,3 @@ def _collate(items: list[_Item]) -> ImageBatch:
         torch.stack([values for _, values in read]) if read else None,
         tuple(item.problem for item in items if item.problem is not None),
     )
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; one line about it is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

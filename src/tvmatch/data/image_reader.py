@@ -23,7 +23,7 @@ AUTO = "auto"
 class ImageSource:
     """The images of one split of a data set; made by `open_images`.
 
-    The rows are memory-mapped, so that it is small, and it can be pickled for `DataLoader` workers.
+    The rows are memory-mapped, so that it is small, and it can be pickled for other processes.
 
     Args:
         source: the data set.

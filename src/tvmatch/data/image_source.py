@@ -18,7 +18,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from tvmatch.data.image_rows import EncodedImages, RowNames, Source
 from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_zip
 from tvmatch.data.imagenet import NO_ANSWERS, ImageNet, find_imagenet, list_imagenet
-from tvmatch.data.listing import Listing, as_rows, digest, one_line
+from tvmatch.data.listing import Listing, as_rows, cache_error, cache_failure, digest, one_line
 from tvmatch.errors import InputError
 
 _SPLIT_NAMES = {
@@ -160,6 +160,9 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
+        full = cache_failure(error)
+        if full is not None:
+            raise cache_error("the data set", full) from error
         if "corresponds to no data" in str(error):  # an empty slice
             raise InputError(f"data.split: {split!r} of {path} holds no rows") from error
         if str(error).startswith("Unknown split"):

@@ -20,7 +20,7 @@ from tvmatch.data.config import ImagesData
 from tvmatch.data.image_columns import find_classes, find_image_column
 from tvmatch.data.image_rows import EncodedImages
 from tvmatch.data.image_source import open_source
-from tvmatch.data.listing import PLACE, one_line
+from tvmatch.data.listing import PLACE, cache_error
 from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
@@ -40,7 +40,7 @@ _PREPARED = datasets.Features(
 class ImageDataset(StoredDataset):
     """Images kept as bytes in a memory-mapped Arrow file, with their classes if asked for.
 
-    Made by `ImagesData(...).load()`. Can be pickled, so `DataLoader` workers can use it.
+    Made by `ImagesData(...).load()`. Can be pickled, for data workers that are not forked.
 
     Args:
         rows: column "pixels" with C · H · W bytes a row, in the order (C, H, W).
@@ -123,10 +123,7 @@ def load_images(options: ImagesData) -> ImageDataset:
                 desc="preparing images",
             )
     except OSError as error:  # a full disk, or no permission to write
-        raise InputError(
-            f"the prepared images cannot be written to {datasets.config.HF_DATASETS_CACHE} "
-            f"({one_line(error)}); the environment variable HF_HOME names another folder"
-        ) from error
+        raise cache_error("the prepared images", error) from error
     spec = DataSpec(
         kind="image",
         shape=(options.channels, height, width),

@@ -21,7 +21,7 @@ from tvmatch.data.base import Batch, distinct_indices, epoch_indices, mirrored_a
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import parse_json, replacing
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws
 
 FORMAT = "tvmatch-latents-1"
 INFO_NAME = "latents.json"
@@ -36,9 +36,9 @@ class Moments(NamedTuple):
     mean: Tensor
     std: Tensor
 
-    def sample(self, random: torch.Generator) -> Tensor:
-        """mean + std ε with ε ~ N(0, I)."""
-        return self.mean + self.std * torch.randn(self.mean.shape, generator=random)
+    def sample(self, draws: RowDraws, rows: range) -> Tensor:
+        """mean + std ε with ε ~ N(0, I), drawn for the rows that these are."""
+        return self.mean + self.std * draws.normal("posterior", rows, self.mean.shape[1:])
 
 
 class Shard(NamedTuple):
@@ -128,7 +128,7 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 class LatentDataset:
     """Latents drawn from their posteriors: z = mean + std ε, with another ε at each training step.
 
-    Can be pickled, so `DataLoader` workers can use it.
+    Can be pickled, for data workers that are not forked.
 
     Args:
         folder: made by `tvmatch encode`.
@@ -153,28 +153,33 @@ class LatentDataset:
         return self.info.count
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
-        """The elements of training step `step`, drawn for (seed, step); see `Dataset.batch`."""
-        mirrored = torch.zeros(size, dtype=torch.bool)
+        """The elements of training step `step`, drawn for (seed, step, row); see `Dataset.batch`."""
+        mirrored = torch.zeros(size, dtype=torch.bool, device="cpu")
         if self.info.flips != "none":
-            mirrored = mirrored_at_random(size, step, seed)
+            mirrored = mirrored_at_random(range(size), step, seed)
         indices = epoch_indices(len(self), step, size, seed)
-        return self._draw(indices, mirrored, generator(seed, "posterior", step))
+        return self._draw(indices, mirrored, RowDraws(seed, "step", step))
 
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""
         indices = distinct_indices(len(self), count, seed)
-        return self._draw(indices, torch.zeros(count, dtype=torch.bool), generator(seed, "posterior"))
+        mirrored = torch.zeros(count, dtype=torch.bool, device="cpu")
+        return self._draw(indices, mirrored, RowDraws(seed, "take"))
 
     def moments(self, indices: Tensor) -> Moments:
         """Posteriors of the images of these numbers, unmirrored."""
-        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool)))
+        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool, device="cpu")))
 
-    def _draw(self, indices: Tensor, mirrored: Tensor, random: torch.Generator) -> Batch:
+    def _draw(self, indices: Tensor, mirrored: Tensor, draws: RowDraws) -> Batch:
         rows = self._read(indices, mirrored)
-        values = self._moments(rows).sample(random)
+        values = self._moments(rows).sample(draws, range(len(indices)))
         if self.info.flips == "drawn":
             values = torch.where(mirrored.view(-1, 1, 1, 1), values.flip(-1), values)
-        labels = None if self.spec.class_names is None else torch.tensor(rows["label"], dtype=torch.int64)
+        labels = (
+            None
+            if self.spec.class_names is None
+            else torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
+        )
         return Batch(values, labels)
 
     def _read(self, indices: Tensor, mirrored: Tensor) -> dict[str, Any]:

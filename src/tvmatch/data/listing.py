@@ -1,5 +1,6 @@
 """Image files of a folder or a ZIP as rows of a memory-mapped table: names and labels, no pixels."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,27 @@ def one_line(error: BaseException) -> str:
     """An exception's message, or its kind if it has none, on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def cache_failure(error: BaseException | None) -> OSError | None:
+    """What the cache of `datasets` has to do with an exception: a full disk, or no permission to write."""
+    while error is not None:
+        if isinstance(error, OSError) and (
+            error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+            or str(error.filename).startswith(str(datasets.config.HF_DATASETS_CACHE))
+            or str(error).startswith("Not enough disk space")  # which `datasets` looks at beforehand
+        ):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def cache_error(what: str, error: BaseException) -> InputError:
+    """That something cannot be written to the cache, and where else it could be."""
+    return InputError(
+        f"{what} cannot be written to {datasets.config.HF_DATASETS_CACHE} ({one_line(error)}); the "
+        "environment variable HF_HOME names another folder"
+    )
 
 
 def raise_it(error: OSError) -> None:
@@ -95,7 +117,4 @@ def _write(path: Path, listing: Listing) -> None:
         with replacing(path) as unfinished, pa.ipc.new_stream(str(unfinished), table.schema) as stream:
             stream.write_table(table, max_chunksize=_ROWS_A_CHUNK)
     except OSError as error:  # a full disk, or no permission to write
-        raise InputError(
-            f"the list of images cannot be written to {datasets.config.HF_DATASETS_CACHE} "
-            f"({error.strerror or error}); the environment variable HF_HOME names another folder"
-        ) from error
+        raise cache_error("the list of images", error) from error

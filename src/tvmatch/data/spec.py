@@ -11,6 +11,23 @@ from torch import Tensor
 
 from tvmatch.errors import InputError
 
+# Released means and deviations, printed with five digits, are off by less than 1e-6 deviations.
+# A difference of 1e-5 is a two-hundredth of what bfloat16 rounds.
+ROUNDING = 1e-5  # standard deviations
+
+
+def agree(numbers: Sequence[float], others: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether two means, or two deviations, are the same, one perhaps printed with fewer digits.
+
+    Args:
+        numbers: of one, a channel.
+        others: of the other.
+        std: the deviations that say how much a difference is.
+    """
+    if not len(numbers) == len(others) == len(std):
+        return False
+    return all(abs(x - y) <= ROUNDING * scale for x, y, scale in zip(numbers, others, std, strict=True))
+
 
 @dataclass(frozen=True)
 class AutoencoderInfo:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tvmatch import torchrun
 from tvmatch.errors import InputError
 
 # The first process may decode a million images while the others wait. A process that died is noticed at once.
@@ -97,7 +98,7 @@ def joined_processes() -> Iterator[Processes]:
     Raises:
         InputError: if RANK and WORLD_SIZE are set, but the processes cannot find each other.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not torchrun.several():
         yield ALONE
         return
     try:

@@ -163,7 +163,7 @@ def _from_npz(path: Path, work: _Work) -> Reference | None:
 
 def _from_images(path: str, split: str, work: _Work) -> Reference | None:
     # Here, because `datasets` takes a second to import.
-    from tvmatch.data.image_batches import available_cores, dead_workers_told, read_batches
+    from tvmatch.data.image_batches import available_cores, read_batches
     from tvmatch.data.image_reader import open_images
 
     height, width = work.shape[1:]
@@ -192,7 +192,7 @@ def _from_images(path: str, split: str, work: _Work) -> Reference | None:
         # An epoch's order: every image once, and the first of them are a random choice.
         batches = epoch_indices(len(source), 0, len(source), seed=0).split(work.batch_size)
         own = [batches[number].tolist() for number in work.processes.share(len(batches))]
-        decoded = read_batches(source, own, (height, width), crop, min(_MOST_WORKERS, available_cores()))
+        workers = min(_MOST_WORKERS, available_cores())
 
         def batch(numbers: range) -> Tensor:
             read = next(decoded)  # they are asked for in turn
@@ -202,7 +202,7 @@ def _from_images(path: str, split: str, work: _Work) -> Reference | None:
                 raise InputError(f"reference: {path} holds latents, it must hold images")
             return (_luma(read.values) if grey else read.values) / 255
 
-        with dead_workers_told():
+        with read_batches(source, own, (height, width), crop, workers) as decoded:
             yield batch, len(source)
 
     return _computed(facts, images, work)

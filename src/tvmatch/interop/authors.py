@@ -4,7 +4,7 @@ Only names and shapes are translated here; `tvmatch.interop.snapshot` reads thei
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -16,6 +16,11 @@ from tvmatch.models.dit import PRESETS, position_table
 
 PREFIX = "model."
 MAX_DEPTH = 1_000  # blocks
+# Levels that compilation, FSDP and recomputation put into names, wherever the module is that they wrap.
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+# Levels in front of all names, from DDP, averages and the attributes of training code.
+LEADING = frozenset({"module", "model", "net", "network", "ema"})
+LABEL_TABLE = "y_embedder.embedding_table.weight"
 
 
 def _names(network: DiT) -> dict[str, str]:
@@ -44,12 +49,38 @@ def _names(network: DiT) -> dict[str, str]:
     return translated
 
 
+def split_prefix(name: str) -> tuple[tuple[str, ...], str]:
+    """(levels in front, the rest) of a tensor's name; wrappers' levels are left out of both."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    count = 0
+    while count < len(parts) - 1 and parts[count] in LEADING:
+        count += 1
+    return tuple(parts[:count]), ".".join(parts[count:])
+
+
 def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under names without the prefix "model."; an InputError if two tensors have one name."""
-    theirs = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
-    if len(theirs) < len(state_dict):
-        raise InputError(f"state_dict: it has tensors of the same name with and without {PREFIX!r}")
-    return theirs
+    """A state dict under names without what wraps the network, such as `_orig_mod.module.model.`.
+
+    Raises:
+        InputError: if two tensors then have one name.
+    """
+    full_names: dict[str, str] = {}
+    for name in state_dict:
+        short = split_prefix(name)[1]
+        if short in full_names:
+            first, second = sorted((full_names[short], name), key=len)
+            places = f"as {first} and as {second}"
+            if first == short and second.endswith(short):
+                places = f"with and without {second.removesuffix(short)!r}"
+            raise InputError(f"state_dict: {short} is there {places}")
+        full_names[short] = name
+    return {short: state_dict[name] for short, name in full_names.items()}
+
+
+def some_of(names: Iterable[str]) -> str:
+    """A few names of tensors, for people who look for another one."""
+    ordered = sorted(names)
+    return f"{', '.join(ordered[:3])}{', …' if len(ordered) > 3 else ''}" if ordered else "no tensor"
 
 
 def network_from_authors(
@@ -59,21 +90,31 @@ def network_from_authors(
     rms_norm: bool = True,
     qk_norm: bool = True,
     modulation_norm: bool = True,
+    label_dropout: bool = True,
 ) -> DiT:
     """A DiT with the weights of an authors' state dict; sizes come from the tensors' shapes.
 
     Args:
-        state_dict: their names, with or without the prefix "model.". The precision is kept.
+        state_dict: their names, with or without the levels of `WRAPPERS` and `LEADING`. The precision is
+            kept.
         heads: number of attention heads, which no shape tells.
         rms_norm: whether the blocks' norms are RMSNorm, not LayerNorm; no tensor tells.
         qk_norm: whether queries and keys are normalised.
         modulation_norm: whether the modulation vectors are, which no tensor tells.
+        label_dropout: whether it was trained with dropped labels. Without, the label table has a row a class;
+            the network refuses calls without labels, and the row that stands for them in `state_dict()` is
+            the classes' mean.
 
     Raises:
         InputError: if a tensor is missing, left over, of another shape or dtype, or the positions are not
             the fixed sin-cos table of a square image.
     """
     theirs = without_prefix(state_dict)
+    if not label_dropout:
+        table = theirs.get(LABEL_TABLE)
+        if table is None or table.ndim != 2 or not table.is_floating_point():
+            raise InputError("label_dropout: the network has no classes whose labels could be dropped")
+        theirs[LABEL_TABLE] = torch.cat([table, table[:1]])  # whose last row is filled below
     architecture = _architecture(theirs, heads, rms_norm, qk_norm, modulation_norm)
     try:
         with torch.device("meta"):  # without memory until the tensors fit: their shapes may be anybody's
@@ -84,7 +125,8 @@ def network_from_authors(
     expected = {*names.values(), "pos_embed"}
     if theirs.keys() != expected:
         missing, extra = sorted(expected - theirs.keys()), sorted(theirs.keys() - expected)
-        raise InputError(f"state_dict: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
+        there = f"; it has {some_of(expected & theirs.keys())}" if missing else ""
+        raise InputError(f"state_dict: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}{there}")
 
     ours = {}
     for name, parameter in network.named_parameters():
@@ -113,6 +155,8 @@ def network_from_authors(
     network = network.to(positions.dtype).to_empty(device="cpu")
     network.load_state_dict(ours, strict=True)
     network.positions.copy_(positions)  # theirs to the last digit, not only to the tolerance above
+    if not label_dropout:
+        network.conditioning.without_label_dropout()
     return network
 
 
@@ -144,12 +188,13 @@ def _architecture(
         mlp_size = theirs["blocks.0.mlp.fc1.weight"].shape[0]
         frequencies = theirs["t_embedder.mlp.0.weight"].shape[1] // 2
         depth = 1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("blocks."))
-        table = theirs.get("y_embedder.embedding_table.weight")
+        table = theirs.get(LABEL_TABLE)
         class_count = 0 if table is None else table.shape[0] - 1
         if min(hidden_size, channels, patch_size, side, mlp_size, frequencies) < 1 or depth > MAX_DEPTH:
             raise ValueError
     except KeyError as missing:
-        raise InputError(f"state_dict: missing tensor {missing.args[0]}") from None
+        there = some_of(theirs)
+        raise InputError(f"state_dict: missing tensor {missing.args[0]}; it has {there}") from None
     except (ValueError, IndexError):
         raise InputError(
             "state_dict: not the names and shapes of a DiT: x_embedder.proj.weight (C, channels, p, p), "
@@ -184,6 +229,7 @@ def network_to_authors(
     if of not in ("parameters", "gradients"):
         raise ValueError(f"of: must be 'parameters' or 'gradients', got {of!r}")
     names = _names(network)
+    rows = network.class_count + network.conditioning.label_dropout  # of the label table, those of use
     tensors = {}
     for name, parameter in network.named_parameters():
         tensor = parameter.detach() if of == "parameters" else parameter.grad
@@ -192,6 +238,8 @@ def network_to_authors(
         if name == "patch_embedding.weight":
             p = network.patch_size
             tensor = tensor.unflatten(1, (-1, p, p))
+        if name == "conditioning.label.weight":
+            tensor = tensor[:rows]
         tensors[PREFIX + names[name]] = tensor.clone()
     if of == "parameters":
         tensors[PREFIX + "pos_embed"] = network.positions.detach()[None].clone()

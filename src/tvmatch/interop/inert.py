@@ -44,6 +44,26 @@ class Inert:
         self.elements: list[Any] = []
 
 
+class InertObject(Inert):
+    """An object of a class, or a function's result, of which no more than the name is known.
+
+    What a pickle takes out of another object, as `getattr(outer, "inner")`, is one too: it can be
+    called like a `Global`, and makes another of its kind.
+    """
+
+    def __init__(self, class_name: str, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.class_name = class_name
+
+    def __str__(self) -> str:
+        return self.class_name
+
+    def called(self, *arguments: Any, **keywords: Any) -> "InertObject":
+        """What stands in for its result, were it called."""
+        named = self.class_name == "getattr" and self.arguments and isinstance(self.arguments[-1], str)
+        return InertObject(self.arguments[-1] if named else self.class_name, *arguments, **keywords)
+
+
 def shown(text: object) -> str:
     """Words from a file as part of a message: short, printable, one line."""
     try:

@@ -5,7 +5,6 @@ as `bytearray(10**10)`. Here the opcodes, decoded by the standard library's `pic
 and numbers alone. A name in the file must be a key of an allow-list, and means a function of ours.
 """
 
-import mmap
 import pickletools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,20 +18,20 @@ from tvmatch.interop.inert import (
     NUMPY_ARRAYS,
     Global,
     Inert,
+    InertObject,
     Refused,
     StandIns,
     fill_array,
     key,
     shown,
 )
+from tvmatch.interop.streams import LONG_READ, Stream, map_file
 
 __all__ = ["CONTAINERS", "NUMPY_ARRAYS", "Inert", "Refused", "StandIns", "restricted_load"]
 
 MAX_OPERATIONS = 4_000_000  # a network of a thousand tensors takes less than a hundred thousand
 MAX_NESTING = 500
 MAX_USES = 4  # how often all of a file may be handed to stand-ins, which copy what they are given
-LONG_READ = 1 << 20  # bytes
-LONGEST_LINE = 1 << 26  # bytes, of text in pickles of protocol 0
 
 
 def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
@@ -57,48 +56,6 @@ def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
         return load(Stream(memoryview(data) if isinstance(data, bytes) else map_file(data)), allowed)
     except Refused as error:
         raise InputError(f"{what}: {error}") from None
-
-
-def map_file(path: Path) -> memoryview:
-    """A file's bytes, read-only, taken from the disk where they are looked at; `Refused` if it has none."""
-    try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise Refused(error.strerror or str(error)) from None
-    except ValueError:
-        raise Refused("the file is empty") from None
-
-
-class Stream:
-    """Bytes as the file that `pickletools` reads. Long pieces are views: weights are not copied here."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.data = data
-        self.position = 0
-
-    def tell(self) -> int:
-        """Bytes read so far."""
-        return self.position
-
-    def read(self, count: int) -> Any:
-        """The next `count` bytes, or as many as there are."""
-        piece = self.data[self.position : self.position + count]
-        self.position += len(piece)
-        return piece if len(piece) >= LONG_READ else bytes(piece)
-
-    def readline(self) -> bytes:
-        """The bytes up to and with the next line feed, or a longest line without one."""
-        length = 256
-        while True:
-            line = bytes(self.data[self.position : self.position + length])
-            end = line.find(b"\n") + 1
-            if end or length >= LONGEST_LINE or len(line) < length:
-                break
-            length *= 4
-        line = line[: end or len(line)]
-        self.position += len(line)
-        return line
 
 
 def load(stream: Stream, allowed: StandIns, persistent: Callable[[Any], Any] | None = None) -> Any:
@@ -289,13 +246,17 @@ _UNFIT = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
 
 def _call(called: Any, arguments: Any, keywords: Any) -> Any:
     """What the stand-in of a global makes of its arguments."""
-    if type(called) is not Global:
+    if isinstance(called, Global):
+        stand_in = called.stand_in
+    elif isinstance(called, InertObject):
+        stand_in = called.called
+    else:
         raise Refused("a damaged pickle: it calls what is not a name")
     names_are_text = type(keywords) is dict and all(type(name) is str for name in keywords)
     if type(arguments) is not tuple or not names_are_text:
         raise Refused(f"a damaged pickle: {shown(called)} called without a list of arguments")
     try:
-        return called.stand_in(*arguments, **keywords)
+        return stand_in(*arguments, **keywords)
     except Refused:
         raise
     except _UNFIT:

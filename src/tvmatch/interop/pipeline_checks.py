@@ -50,6 +50,7 @@ def described(description: dict[str, Any] | None, transformer: TVMTransformer) -
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"model_index.json: not the description of a model ({error})") from None
     network = transformer.dit
+    network.conditioning.label_dropout = bool(description.get("label_dropout", True))
     if (network.shape, network.class_count) != (model.spec.shape, model.spec.class_count):
         raise InputError(
             f"transformer: of shape {network.shape} and {network.class_count} classes, the data are of shape "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.errors import InputError
-from tvmatch.interop.authors import guess_attention, network_from_authors, without_prefix
+from tvmatch.interop.authors import guess_attention, network_from_authors, some_of, without_prefix
 from tvmatch.models import DiT
 
 TIME_LAYER = "t_embedder.mlp.0.weight"
@@ -41,7 +41,13 @@ def sit_heads(state_dict: Mapping[str, Tensor]) -> int:
     return 16 if hidden_size == XL_SIZE else guess_attention(theirs)[0]
 
 
-def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time: Literal[0, 1] = 1) -> DiT:
+def network_from_sit(
+    state_dict: Mapping[str, Tensor],
+    *,
+    heads: int,
+    data_time: Literal[0, 1] = 1,
+    label_dropout: bool = True,
+) -> DiT:
     """A DiT whose F(x, t, s, c) is, for every s, the velocity of a SiT at time t.
 
     Published SiTs have data at time 1 and noise at 0 (`data_time=1`): x_τ = τ x0 + (1 − τ) x1, with velocity
@@ -54,6 +60,7 @@ def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time:
         state_dict: their names; sizes come from the tensors' shapes. The precision is kept.
         heads: number of attention heads, which no shape tells.
         data_time: the time that stands for data.
+        label_dropout: see `network_from_authors`.
 
     Raises:
         InputError: if a tensor is missing, left over, or of another shape; see `network_from_authors`.
@@ -61,7 +68,7 @@ def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time:
     theirs = without_prefix(state_dict)
     for name, rank in _RANKS.items():
         if name not in theirs:
-            raise InputError(f"state_dict: missing tensor {name}")
+            raise InputError(f"state_dict: missing tensor {name}; it has {some_of(theirs)}")
         if theirs[name].ndim != rank or 0 in theirs[name].shape:
             raise InputError(f"state_dict: {name} is of shape {tuple(theirs[name].shape)}")
     expand, project = theirs[TIME_LAYER], theirs["t_embedder.mlp.2.weight"]
@@ -79,7 +86,14 @@ def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, data_time:
     theirs[f"{DURATION}.0.bias"] = theirs.get("t_embedder.mlp.0.bias", expand[:, 0]).clone()
     theirs[f"{DURATION}.2.weight"] = torch.zeros_like(project)
     theirs[f"{DURATION}.2.bias"] = torch.zeros_like(project[:, 0])
-    return network_from_authors(theirs, heads=heads, rms_norm=False, qk_norm=False, modulation_norm=False)
+    return network_from_authors(
+        theirs,
+        heads=heads,
+        rms_norm=False,
+        qk_norm=False,
+        modulation_norm=False,
+        label_dropout=label_dropout,
+    )
 
 
 def _velocity_rows(rows: Tensor, channels: int, patch_size: int) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tvmatch.interop.inert import CONTAINERS, Global, Inert, Refused, StandIns, shown
-from tvmatch.interop.pickles import Stream, load
+from tvmatch.interop.pickles import load
+from tvmatch.interop.streams import Stream
 
 MAX_RANK = 16
 ZIP_START = b"PK\x03\x04"
@@ -233,6 +234,14 @@ def _parameter(tensor: Any, *_: Any) -> StoredTensor:
     return tensor
 
 
+def _of_type(rebuild: Any, _type: Any, arguments: Any, _state: Any = None, /) -> StoredTensor:
+    """A tensor of a subclass, or one that carries attributes: its numbers."""
+    if not isinstance(rebuild, Global) or rebuild.stand_in not in (StoredTensor, _parameter):
+        raise TypeError
+    tensor: StoredTensor = rebuild.stand_in(*arguments)
+    return tensor
+
+
 def _storage_class(*_: Any) -> None:
     raise TypeError  # it stands in persistent ids, and is not called
 
@@ -263,6 +272,8 @@ TENSORS: StandIns = {
     ("torch._utils", "_rebuild_tensor_v2"): StoredTensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
+    ("torch", "Tensor"): Inert,
     ("torch.storage", "_load_from_bytes"): _nested_storage,
     ("torch", "Size"): _size,
     ("torch", "device"): Inert,

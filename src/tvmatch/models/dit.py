@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tvmatch import dual
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
-from tvmatch.models.init import initialize
+from tvmatch.models.init import allocate, initialize, seed_of_process
 from tvmatch.models.layers import Conditioning, FeedForward, Linear, Modulation, SelfAttention
 
 
@@ -113,14 +113,16 @@ class DiTConfig:
 
 
 def position_table(rows: int, columns: int, hidden_size: int) -> Tensor:
-    """Fixed 2-D sin-cos positions, float32 (rows · columns, C).
+    """Fixed 2-D sin-cos positions, float32 (rows · columns, C) on the CPU.
 
     The first half of the channels comes from the column index, the second from the row index, each
     [sin(i ω), cos(i ω)] with ω_j = 10000^(−j / (C/4)).
     """
     quarter = hidden_size // 4
-    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    row, column = torch.meshgrid(
+        torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij"
+    )
     angles = [index.reshape(-1, 1) * frequencies for index in (column, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
 
@@ -156,6 +158,7 @@ class DiT(nn.Module):
         config: sizes and switches.
         shape: (channels, height, width), the last two multiples of the patch size.
         class_count: number of classes K; 0 for an unconditional network.
+        seed: of the initial weights (see `init_weights`). Built on the meta device, it has none yet.
 
     Raises:
         InputError: if a size is missing, out of range, or does not divide another.
@@ -163,7 +166,9 @@ class DiT(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: DiTConfig, shape: tuple[int, ...], class_count: int = 0) -> None:
+    def __init__(
+        self, config: DiTConfig, shape: tuple[int, ...], class_count: int = 0, *, seed: int | None = None
+    ) -> None:
         super().__init__()
         size = config.size()
         if len(shape) != 3:
@@ -179,29 +184,44 @@ class DiT(nn.Module):
         self.patch_size = size.patch_size
         self.grid = (height // size.patch_size, width // size.patch_size)
         self.norm = dual.rms_norm if config.rms_norm else dual.layer_norm
-        patch_values = channels * size.patch_size**2
+        with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator
+            self._add_layers(size, config, channels)
+        if allocate(self):
+            self.init_weights(seed)
 
+    def _add_layers(self, size: DiTSize, config: DiTConfig, channels: int) -> None:
+        patch_values, tokens = channels * size.patch_size**2, math.prod(self.grid)
         self.conditioning = Conditioning(
             size.hidden_size,
-            class_count,
+            self.class_count,
             config.time_frequencies,
             guidance_embedding=config.guidance_embedding,
         )
         self.patch_embedding = Linear(patch_values, size.hidden_size)
-        self.register_buffer("positions", position_table(*self.grid, size.hidden_size), persistent=False)
+        positions = torch.empty(tokens, size.hidden_size, dtype=torch.float32)
+        self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(DiTBlock(size, config) for _ in range(size.depth))
         self.head_modulation = Modulation(size.hidden_size, 2, normalized=config.modulation_norm)
         self.head = Linear(size.hidden_size, patch_values)
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw initial weights; adaLN and the head start at zero."""
-        spectral = self.config.spectral_init
-        time_std = 0.02 if self.config.time_embedding_init == "normal" else None
-        initialize(self, spectral=spectral, time_embedding_std=time_std)
-        zeroed = [module.project for module in self.modules() if isinstance(module, Modulation)]
-        for layer in [*zeroed, self.head]:
-            nn.init.zeros_(layer.weight)
+    def init_weights(self, seed: int | None = None) -> None:
+        """Write the initial parameters and the fixed positions in place, for example after `to_empty`.
+
+        AdaLN and the head start at zero. Each other parameter is a function of `seed` and its name, on every
+        device and in every precision.
+
+        Args:
+            seed: a non-negative integer; by default one from PyTorch's global generator, so that
+                `torch.manual_seed` makes it repeat.
+        """
+        modulation = [module.project for module in self.modules() if isinstance(module, Modulation)]
+        initialize(
+            self,
+            seed_of_process() if seed is None else seed,
+            spectral=self.config.spectral_init,
+            time_embedding_std=0.02 if self.config.time_embedding_init == "normal" else None,
+            zeroed=[*modulation, self.head],
+        )
         self.fill_positions()
 
     def fill_positions(self) -> None:
@@ -229,7 +249,8 @@ class DiT(nn.Module):
             Of x's shape and dtype; a `Dual` if x, t or s is one.
 
         Raises:
-            ValueError: if x is not of the network's shape, or labels are given to a network without classes.
+            ValueError: if x is not of the network's shape, labels are given to a network without classes, or
+                left out for one that was trained without dropped labels.
         """
         has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
         x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)

@@ -66,6 +66,10 @@ class Conditioning(nn.Module):
             0: no table.
         frequency_count: of each time embedding.
         guidance_embedding: without it the network does not see w.
+
+    Attributes:
+        label_dropout: whether the row of the dropped label was trained, or is to be. An imported network may
+            have none; then labels must be given.
     """
 
     def __init__(
@@ -73,16 +77,24 @@ class Conditioning(nn.Module):
     ) -> None:
         super().__init__()
         self.class_count = class_count
+        self.label_dropout = True
         self.time = TimeEmbedding(hidden_size, frequency_count)
         self.duration = TimeEmbedding(hidden_size, frequency_count)
         self.guidance = TimeEmbedding(hidden_size, frequency_count) if guidance_embedding else None
         self.label = nn.Embedding(class_count + 1, hidden_size) if class_count else None
 
+    @torch.no_grad()
+    def without_label_dropout(self) -> None:
+        """Refuse calls without labels from now on; the dropped label's row becomes the classes' mean."""
+        self.label_dropout = False
+        if self.label is not None:
+            self.label.weight[-1] = self.label.weight[:-1].mean(0)
+
     def forward(self, t: Dual, s: Dual, labels: Tensor | None, guidance_weight: Tensor | None) -> Dual:
         """t, s, guidance_weight (B,), labels int64 (B,) in 0 … K; None means dropped, or w = 1, for all.
 
         Raises:
-            ValueError: if labels are given and there are no classes.
+            ValueError: if labels are given and there are no classes, or left out where none was ever dropped.
         """
         if labels is not None and self.label is None:
             raise ValueError("labels: the network was built without classes")
@@ -91,6 +103,10 @@ class Conditioning(nn.Module):
             weight = torch.ones_like(t.value) if guidance_weight is None else guidance_weight
             condition = dual.add(condition, self.guidance(Dual(weight.reciprocal())))
         if self.label is not None:
+            if labels is None and not self.label_dropout:
+                raise ValueError(
+                    "labels: the network was trained without dropped labels; give each sample one"
+                )
             if labels is None:
                 labels = torch.full(t.value.shape, self.class_count, device=t.value.device)
             condition = dual.add(condition, Dual(self.label(labels)))

@@ -5,12 +5,13 @@ Shapes: B batch, C hidden size, d dimension of a point.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from tvmatch import dual
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
-from tvmatch.models.init import initialize
+from tvmatch.models.init import allocate, initialize, seed_of_process
 from tvmatch.models.layers import Conditioning, Linear, Modulation
 
 
@@ -59,18 +60,26 @@ class MLP(nn.Module):
         InputError: if the data are not vectors.
     """
 
-    def __init__(self, config: MLPConfig, shape: tuple[int, ...], class_count: int = 0) -> None:
+    def __init__(
+        self, config: MLPConfig, shape: tuple[int, ...], class_count: int = 0, *, seed: int | None = None
+    ) -> None:
         super().__init__()
         if len(shape) != 1:
             raise InputError(f"network: an MLP takes points of shape (d,), got data of shape {tuple(shape)}")
         (dimension,) = shape
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
-        self.conditioning = Conditioning(config.hidden_size, class_count, config.time_frequencies)
-        self.embed = Linear(dimension, config.hidden_size)
-        self.blocks = nn.ModuleList(MLPBlock(config.hidden_size) for _ in range(config.depth))
-        self.head = Linear(config.hidden_size, dimension)
-        initialize(self, spectral=True, time_embedding_std=None)
-        nn.init.zeros_(self.head.weight)
+        with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator
+            self.conditioning = Conditioning(config.hidden_size, class_count, config.time_frequencies)
+            self.embed = Linear(dimension, config.hidden_size)
+            self.blocks = nn.ModuleList(MLPBlock(config.hidden_size) for _ in range(config.depth))
+            self.head = Linear(config.hidden_size, dimension)
+        if allocate(self):
+            self.init_weights(seed)
+
+    def init_weights(self, seed: int | None = None) -> None:
+        """Write the initial parameters in place, the head's zero; see `DiT.init_weights`."""
+        seed = seed_of_process() if seed is None else seed
+        initialize(self, seed, spectral=True, time_embedding_std=None, zeroed=[self.head])
 
     def forward(
         self,

@@ -6,7 +6,7 @@ from tvmatch.training.loop import Trainer, train
 from tvmatch.training.non_finite import NonFiniteError
 from tvmatch.training.recipes import recipe, recipe_names
 from tvmatch.training.signals import Interrupted
-from tvmatch.training.start import CONFIG_NAME, check_out, resolve_device
+from tvmatch.training.start import CONFIG_NAME, lock_run, resolve_device
 
 __all__ = [
     "CONFIG_NAME",
@@ -14,9 +14,9 @@ __all__ = [
     "Interrupted",
     "NonFiniteError",
     "Trainer",
-    "check_out",
     "checkpoints",
     "last_checkpoint",
+    "lock_run",
     "recipe",
     "recipe_names",
     "resolve_device",

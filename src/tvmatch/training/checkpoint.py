@@ -4,7 +4,7 @@
         model.json, model.safetensors        what sampling needs (see tvmatch.trained_model)
         training.json, training.safetensors  what resuming needs besides: weights, target, optimiser
 
-Random streams are functions of (seed, step), so no generator state is stored.
+Random numbers are functions of (seed, step, row), so no generator state is stored.
 """
 
 import json
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tvmatch import seeds
 from tvmatch.errors import InputError
 from tvmatch.trained_model import TrainedModel, load_tensors, read_json, read_tensors
 from tvmatch.training.ema import ParameterAverage
@@ -55,6 +57,8 @@ def build_facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "device": device.type,
+        "numpy": np.__version__,  # its generators are what `seeds` draws from
+        "random_streams": seeds.VERSION,
     }
 
 
@@ -149,7 +153,12 @@ def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run folder, oldest first."""
     found = [path.parent for path in (run / "checkpoints").glob("step_*/training.json")]
     found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:

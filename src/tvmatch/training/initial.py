@@ -11,7 +11,7 @@ from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.models import MLP, DiT, DiTConfig
 from tvmatch.trained_model import FORMAT as MODEL_FORMAT
-from tvmatch.trained_model import NetworkConfig, TrainedModel, find_checkpoint, load, read_json
+from tvmatch.trained_model import NetworkConfig, TrainedModel, load, of_newest, read_json
 from tvmatch.training.config import Config
 from tvmatch.training.teacher import expect_same_data, known_classes
 
@@ -25,7 +25,11 @@ def network_section(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: if there is no checkpoint of ours at `path`.
     """
-    file = find_checkpoint(Path(path)) / "model.json"
+    return of_newest(Path(path), _network_section)
+
+
+def _network_section(folder: Path) -> dict[str, Any]:
+    file = folder / "model.json"
     content = read_json(file, MODEL_FORMAT).get("network")
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a model description of this version")
@@ -59,8 +63,12 @@ def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
             f"{model.guidance}"
         )
     _expect_same_network(config, model)
-    own, theirs = network.state_dict(), model.network.state_dict()
     messages = [f"the weights start from {config.initial} ({model.step:,} steps)"]
+    if not model.knows_dropped_labels:
+        messages.append(
+            "it was trained without dropped labels: the dropped label starts as the classes' mean"
+        )
+    own, theirs = network.state_dict(), model.network.state_dict()
     if any(name.startswith(GUIDANCE) for name in own.keys() - theirs.keys()):
         messages.append("the guidance embedding is new: it adds nothing at first")
         theirs |= {name: own[name] for name in own if name.startswith(GUIDANCE)}

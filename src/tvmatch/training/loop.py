@@ -1,9 +1,8 @@
 """A training run: built from a configuration, carried to its last step, interrupted and resumed."""
 
-import json
 import time
-from collections.abc import Sized
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sized
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvmatch.data.base import Batch, Dataset
-from tvmatch.errors import InputError
+from tvmatch import torchrun
+from tvmatch.data.base import Batch, Dataset, checked_batch
+from tvmatch.errors import DataError, InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
-from tvmatch.trained_model import FORMAT as MODEL_FORMAT
-from tvmatch.trained_model import Decoder, TrainedModel, read_json
+from tvmatch.locks import FolderLock
+from tvmatch.trained_model import Decoder, TrainedModel
 from tvmatch.training.acceleration import accelerate
 from tvmatch.training.checkpoint import (
     build_facts,
@@ -33,11 +33,12 @@ from tvmatch.training.log import RunLog
 from tvmatch.training.non_finite import NonFiniteError
 from tvmatch.training.previews import draw_samples
 from tvmatch.training.recipes import to_yaml
+from tvmatch.training.resume import changes_since, expect_newest, expect_same_model
 from tvmatch.training.signals import Interrupted, collected_signals
 from tvmatch.training.start import (
     CONFIG_NAME,
-    check_out,
     initial_state,
+    lock_run,
     resolve_device,
     resolve_precision,
     step_batches,
@@ -57,10 +58,13 @@ class Trainer:
         device: "auto", or a PyTorch device name.
         resume: a run folder or its newest checkpoint, to continue; it must fit the configuration.
         decoder: for latents, what makes images of them; without it no samples are drawn.
+        lock: of `out`, where the caller holds and releases it (`lock_run`). By default the trainer takes one
+            while it is made and while it runs.
 
     Raises:
-        InputError: if `out` holds another run, the checkpoint does not fit, a value of the configuration is
-            out of range, or the configuration does not fit the data.
+        InputError: if another trainer is at work in `out`, this is one of several processes, `out` holds
+            another run, the checkpoint does not fit, a value of the configuration is out of range, or the
+            configuration does not fit the data.
     """
 
     def __init__(
@@ -72,13 +76,21 @@ class Trainer:
         device: str = "auto",
         resume: str | Path | None = None,
         decoder: Decoder | None = None,
+        lock: FolderLock | None = None,
     ) -> None:
         self.config, self.dataset, self.out, self.decoder = config, dataset, Path(out), decoder
         config.check()
-        check_out(self.out, resume)
+        torchrun.refuse_several("training")
         self.device = resolve_device(device)
         self._check_guidance()
         self.messages: list[str] = []
+        self._lock, self._is_begun = lock, resume is not None
+        with self._locked():
+            self._prepare(resume)
+
+    def _prepare(self, resume: str | Path | None) -> None:
+        """What training starts from, in a folder that is locked."""
+        config, dataset = self.config, self.dataset
         self.state = initial_state(config, dataset.spec, self.device, self._initial_network())
         self.teacher = self._load_teacher()
         if resume is not None:
@@ -107,6 +119,7 @@ class Trainer:
             self.dataset.spec,
             objective.guidance_weight,
             scaled=objective.scaled,
+            label_dropout=objective.label_dropout,
             device=self.device,
         )
 
@@ -142,20 +155,9 @@ class Trainer:
             return
         if path.resolve() not in (self.out.resolve(), saved[-1].resolve()):
             raise InputError(f"resume: {path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
-        self._expect_same_model(saved[-1])
-        before = {"compile": False, "recompute": "none"}  # in checkpoints that do not say
-        written_under = before | load_checkpoint(saved[-1], self.state)
-        ours = self._build_facts()
-        if written_under != ours:
-            changes = [
-                f"{name} {written_under.get(name)} → {now}"
-                for name, now in ours.items()
-                if now != written_under.get(name)
-            ]
-            self.messages.append(
-                f"changed since the checkpoint: {', '.join(changes)}; the run goes on, but will not repeat "
-                "an uninterrupted one bit for bit"
-            )
+        expect_same_model(saved[-1], self.trained_model(), self.config.initial)
+        written_under = load_checkpoint(saved[-1], self.state)
+        self.messages += changes_since(written_under, self._build_facts())
 
     def _build_facts(self) -> dict[str, Any]:
         """What must agree for an exact continuation, the size of the data set included."""
@@ -163,21 +165,6 @@ class Trainer:
         training = self.config.training
         chosen = {"elements": elements, "compile": training.compile, "recompute": training.recompute}
         return build_facts(self.device) | chosen
-
-    def _expect_same_model(self, folder: Path) -> None:
-        """Refuse to go on with another network, data set or parameterisation than the checkpoint's."""
-        saved = read_json(folder / "model.json", MODEL_FORMAT)
-        ours = json.loads(json.dumps(self.trained_model().describe()))
-        for key in ("network", "data", "scaled", "guidance"):
-            if saved.get(key) != ours[key]:
-                raise InputError(f"{folder}: {_difference(key, saved.get(key), ours[key])}")
-        history = saved.get("provenance")
-        start = history.get("initial") if isinstance(history, dict) else None
-        if start != self.config.initial:
-            raise InputError(
-                f"initial: {folder} started from {start or 'random weights'}, the configuration says "
-                f"{self.config.initial or 'random weights'}"
-            )
 
     @property
     def target(self) -> Network:
@@ -219,29 +206,47 @@ class Trainer:
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, once everything is saved.
+            InputError: for a mistake in the data, or if the run folder cannot be written.
+            DataError: if the data set fails in another way, or a process that reads it ends.
             NonFiniteError: if a loss or gradient is not finite; the last checkpoint stays as it was.
         """
         last = self.config.training.steps if until is None else min(until, self.config.training.steps)
-        if self.state.step >= last:
-            return self.trained_model()
         try:
-            self._run(last)
+            with self._locked() as lock:
+                expect_newest(self.out, self.state.step)
+                if self.state.step < last:
+                    self._run(last, lock)
         except OSError as error:
             raise InputError(
                 f"{error.filename or self.out}: {error.strerror or error}; {last_checkpoint(self.out)}"
             ) from error
         return self.trained_model()
 
-    def _run(self, last: int) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[FolderLock]:
+        """Nobody else trains in the run folder meanwhile."""
+        if self._lock is not None:
+            yield self._lock
+            return
+        with lock_run(self.out, self.out if self._is_begun else None) as lock:
+            yield lock
+
+    def _run(self, last: int, lock: FolderLock) -> None:
         training, unit = self.config.training, self.dataset.spec.kind.removesuffix("s") + "s"
         with replacing(self.out / CONFIG_NAME) as unfinished:
             unfinished.write_text(to_yaml(self.config), encoding="utf-8")
+        self._is_begun = True
         log = RunLog(self.out, self.state.step, training.steps, training.batch_size, unit)
-        with log, collected_signals() as received:
-            for message in self.messages:
+        with (
+            log,
+            collected_signals() as received,
+            closing(self._read(range(self.state.step, last), received)) as batches,
+        ):
+            unlocked = f"{self.out}: {lock.problem}; nothing keeps a second run out of it"
+            for message in [*self.messages, *([unlocked] if lock.problem else [])]:
                 log.message(message)
             clock = time.perf_counter()
-            for batch in step_batches(self.dataset, self.config, range(self.state.step, last)):
+            for batch in batches:
                 self._step(batch, log)
                 clock, before = time.perf_counter(), clock
                 self.state.seconds += clock - before
@@ -252,9 +257,19 @@ class Trainer:
             if received:
                 raise Interrupted(received[0], checkpoint)
 
+    def _read(self, steps: range, received: list[int]) -> Generator[Batch]:
+        """The batches of these steps, or of fewer if a signal comes while one is waited for."""
+        try:
+            with step_batches(self.dataset, self.config, steps, stopped=lambda: received) as batches:
+                yield from batches
+        except (InputError, DataError) as error:
+            text = f"step {self.state.step}: {error}; {last_checkpoint(self.out)}"
+            raise type(error)(text) from error
+
     def _step(self, batch: Batch, log: RunLog) -> None:
         """One optimiser step, the moving averages, and the log."""
         state, training = self.state, self.config.training
+        batch = checked_batch(batch, self.dataset, training.batch_size)
         draws = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
         logged = (state.step + 1) % training.log_every == 0 or state.step == 0
         norms = modulation_norms(state.network, draws.times, *draws.conditions) if logged else {}
@@ -300,14 +315,6 @@ class Trainer:
         )
 
 
-def _difference(key: str, saved: Any, ours: Any) -> str:
-    """What differs between a checkpoint's description and the configuration's."""
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        name = next(name for name in (ours | saved) if saved.get(name) != ours.get(name))
-        key, saved, ours = f"{key}.{name}", saved.get(name), ours.get(name)
-    return f"its {key} is {saved}, the configuration's {ours}"
-
-
 def _scalars(result: StepResult) -> dict[str, float]:
     return {
         "loss": result.loss.loss.item(),
@@ -340,7 +347,7 @@ def train(
         The evaluation average, ready to sample.
 
     Raises:
-        InputError, Interrupted, NonFiniteError: see `Trainer`.
+        InputError, DataError, Interrupted, NonFiniteError: see `Trainer`.
     """
     own = replace(config, data=None)  # the recipe's data section does not describe what is really used
     return Trainer(own, dataset, out, device=device, resume=out if resume else None, decoder=decoder).run()

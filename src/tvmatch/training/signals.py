@@ -51,9 +51,3 @@ def collected_signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
-
-
-def ignore_signals(worker: int) -> None:
-    """For data workers: Ctrl-C reaches every process of a terminal, and the trainer still needs batches."""
-    for number in _NUMBERS:
-        signal.signal(number, signal.SIG_IGN)

@@ -1,22 +1,24 @@
 """What a run starts from: a device, a folder, untrained weights, and the batches to come."""
 
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.read_ahead import read_ahead
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.seeds import fold
+from tvmatch.locks import LOCK_NAME, FolderLock, is_lock
 from tvmatch.trained_model import build_network
 from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.config import Config
 from tvmatch.training.ema import ParameterAverage
-from tvmatch.training.signals import ignore_signals
 
 CONFIG_NAME = "config.yaml"
 
@@ -30,15 +32,21 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings(action="ignore"):  # of names that PyTorch is going to forget
+            device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":  # PyTorch knows it, but it holds no numbers
         raise InputError(f"device: no device is called {name!r}; take auto, cpu, cuda, cuda:1, …")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
+    except (NotImplementedError, ImportError):  # whose message is a page about operators and backends
+        raise InputError(f"device: {name!r} cannot be used (this PyTorch is built without it)") from None
+    except (RuntimeError, AssertionError) as error:
+        reason = re.split(r"\. |\n", str(error))[0]
+        if "INTERNAL ASSERT" in reason:
+            reason = "PyTorch has no tensors there"
+        raise InputError(f"device: {name!r} cannot be used ({reason})") from None
     return device
 
 
@@ -56,7 +64,7 @@ def check_out(out: Path, resume: str | Path | None) -> None:
     Raises:
         InputError: unless `out` is missing or empty, or holds the run to resume.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(is_lock(path.name) for path in out.iterdir())):
         return
     if resume is None:
         run = (out / CONFIG_NAME).is_file()
@@ -69,15 +77,32 @@ def check_out(out: Path, resume: str | Path | None) -> None:
         raise InputError(f"resume: {out} is not a run, it has no {CONFIG_NAME}")
 
 
+def lock_run(out: Path, resume: str | Path | None) -> FolderLock:
+    """The lock of a run folder that may be written to: nobody else trains in it until it is released.
+
+    Raises:
+        InputError: as `check_out`, or if another run holds the lock.
+    """
+    if not (out / CONFIG_NAME).is_file() and not (out / LOCK_NAME).exists():
+        check_out(out, resume)  # before there is a lock in a folder of something else
+    lock = FolderLock(out, doing="trains in it")
+    try:
+        check_out(out, resume)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
 def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
     """The network with initial weights, a function of the configuration's seed alone.
+
+    No random state of the process takes part or changes, so threads may do this at the same time.
 
     Raises:
         InputError: if it does not fit the data.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(fold(config.seed, "weights"))
-        return build_network(config.network, spec)
+    return build_network(config.network, spec, config.seed)
 
 
 def initial_state(
@@ -113,23 +138,17 @@ def initial_state(
     )
 
 
-def step_batches(dataset: Dataset, config: Config, steps: Sequence[int]) -> Iterator[Batch]:
-    """The batches of the steps (from 0) of a run, read ahead by its workers if it has any."""
-    batches = DataLoader(
-        _StepBatches(dataset, config.training.batch_size, config.seed),
-        batch_size=None,
-        sampler=steps,
-        num_workers=config.training.data_workers,
-        worker_init_fn=ignore_signals,
-    )
-    return iter(batches)
+def step_batches(
+    dataset: Dataset, config: Config, steps: Sequence[int], *, stopped: Callable[[], object] = bool
+) -> AbstractContextManager[Iterator[Batch]]:
+    """The batches of the steps (from 0) of a run, read ahead by its workers if it has any.
+
+    They end early when `stopped` is true while a worker is waited for. Raises: see `read_ahead`.
+    """
+    read = partial(_step_batch, dataset, config.training.batch_size, config.seed)
+    return read_ahead(read, steps, config.training.data_workers, stopped=stopped)
 
 
-class _StepBatches(TorchDataset[Batch]):
-    """Item k is the batch of optimiser step k, whoever reads it and in whichever process."""
-
-    def __init__(self, dataset: Dataset, size: int, seed: int) -> None:
-        self.dataset, self.size, self.seed = dataset, size, seed
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.dataset.batch(step, self.size, self.seed)
+def _step_batch(dataset: Dataset, size: int, seed: int, step: int) -> Batch:
+    """The same, whoever reads it and in whichever process."""
+    return dataset.batch(step, size, seed)

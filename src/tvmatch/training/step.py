@@ -1,5 +1,6 @@
 """One optimiser step, from a batch of data to new weights, read top to bottom."""
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from tvmatch.data.base import Batch
 from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
 from tvmatch.flow_map import Network
 from tvmatch.objectives import TVMLoss, tvm_loss
-from tvmatch.seeds import generator
+from tvmatch.seeds import RowDraws
 from tvmatch.times import Times, sample_times
 from tvmatch.training.config import Config, ObjectiveConfig
 from tvmatch.training.non_finite import NonFiniteError, describe
@@ -50,39 +52,63 @@ class StepResult(NamedTuple):
 
 
 def draw_conditions(
-    labels: Tensor | None, count: int, null_label: int, config: ObjectiveConfig, random: torch.Generator
+    labels: Tensor | None, null_label: int, config: ObjectiveConfig, draws: RowDraws, rows: range
 ) -> Conditions:
     """Drop labels and draw guidance weights: w of the configuration, 1 where the label is dropped.
 
     Args:
-        labels: int64 (count,), or None without classes.
+        labels: int64 (len(rows),), or None without classes.
         null_label: the number of a dropped label.
+        config: the probability of dropping, and w.
+        draws: where the random numbers come from.
+        rows: which rows of the batch.
     """
-    dropped = torch.rand(count, generator=random) < config.label_dropout
     if isinstance(config.guidance_weight, tuple):
         low, high = config.guidance_weight
-        inverse = torch.empty(count).uniform_(1 / high, 1 / low, generator=random)
-        weight = inverse.reciprocal()
+        inverse = 1 / high + draws.uniform("guidance weight", rows) * (1 / low - 1 / high)
+        weight = (1 / inverse).to(torch.float32)
     elif config.guidance_weight == 1:
         weight = None
     else:
-        weight = torch.full((count,), config.guidance_weight)
+        weight = torch.full((len(rows),), config.guidance_weight, dtype=torch.float32, device="cpu")
     if labels is None:
         return Conditions(None, weight)
+    dropped = draws.uniform("dropped label", rows) < config.label_dropout
     labels = torch.where(dropped, null_label, labels)
     return Conditions(labels, None if weight is None else torch.where(dropped, 1.0, weight))
 
 
-def draw_inputs(batch: Batch, spec: DataSpec, config: Config, step: int, device: torch.device) -> Draws:
-    """Noise, times and conditions of optimiser step `step`, a function of (seed, step) alone.
+def draw_inputs(
+    batch: Batch,
+    spec: DataSpec,
+    config: Config,
+    step: int,
+    device: torch.device,
+    rows: range | None = None,
+) -> Draws:
+    """Noise, times and conditions of an optimiser step: a row's are a function of (seed, step, row) alone.
 
     They are drawn on the CPU, so that every device trains on the same numbers.
+
+    Args:
+        batch: data, not empty.
+        spec: of the data.
+        config: the run.
+        step: number of the step, from 0.
+        device: where the inputs are wanted.
+        rows: which rows of the step's batch `batch` holds; by default the first.
+
+    Raises:
+        InputError: if the batch is empty.
     """
-    random = generator(config.seed, "step", step)
+    rows = range(len(batch.values)) if rows is None else rows
+    if not rows:
+        raise InputError("batch: there are no elements in it")
+    draws = RowDraws(config.seed, "step", step)
     x0 = spec.normalize(batch.values)
-    noise = torch.randn(x0.shape, generator=random)
-    times = sample_times(config.times, len(x0), random)
-    labels, weight = draw_conditions(batch.labels, len(x0), spec.class_count, config.objective, random)
+    noise = draws.normal("noise", rows, x0.shape[1:])
+    times = sample_times(config.times, draws, rows)
+    labels, weight = draw_conditions(batch.labels, spec.class_count, config.objective, draws, rows)
     return Draws(
         x0.to(device),
         noise.to(device),
@@ -108,12 +134,15 @@ def training_step(
         network: F_θ, whose parameters change.
         target: F_θ*.
         optimizer: over the network's parameters; its learning rate is set here.
-        draws: the step's inputs.
+        draws: the step's inputs, of any number of rows but none.
         config: the run.
         step: number of the step, from 0.
         autocast: the precision of both networks.
 
+    The gradient is that of the mean over all rows, in however many parts they are taken.
+
     Raises:
+        InputError: if there are no rows.
         NonFiniteError: before any weight changes, if the loss or its gradient is not finite.
     """
 
@@ -132,14 +161,18 @@ def training_step(
             )
 
     optimizer.zero_grad(set_to_none=True)
-    rows = len(draws.x0) // config.training.accumulation
+    count = len(draws.x0)
+    if count == 0:
+        raise InputError("draws: an empty batch has no loss")
+    rows = math.ceil(count / config.training.accumulation)
     parts = []
-    for start in range(0, len(draws.x0), rows):
+    for start in range(0, count, rows):
         part = loss_of_rows(slice(start, start + rows))
-        (part.loss / config.training.accumulation).backward()
-        parts.append(TVMLoss(*(value.detach() for value in part)))
+        share = part.loss * (min(rows, count - start) / count)
+        share.backward()
+        parts.append(TVMLoss(share.detach(), part.terminal.detach(), part.flow.detach()))
     loss = TVMLoss(
-        torch.stack([part.loss for part in parts]).mean(),
+        torch.stack([part.loss for part in parts]).sum(),
         torch.cat([part.terminal for part in parts]),
         torch.cat([part.flow for part in parts]),
     )

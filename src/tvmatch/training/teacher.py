@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tvmatch.data.spec import DataSpec
+from tvmatch.data.spec import DataSpec, agree
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap, per_sample
@@ -58,7 +58,13 @@ class GuidedTeacher(nn.Module):
 
 
 def load_teacher(
-    path: str, spec: DataSpec, guidance: Guidance, *, scaled: bool, device: torch.device
+    path: str,
+    spec: DataSpec,
+    guidance: Guidance,
+    *,
+    scaled: bool,
+    label_dropout: float,
+    device: torch.device,
 ) -> GuidedTeacher:
     """The teacher in a checkpoint.
 
@@ -67,6 +73,7 @@ def load_teacher(
         spec: of the student's data, which must be the teacher's.
         guidance: of the student, which the teacher must be able to give.
         scaled: the student's parameterisation.
+        label_dropout: how often the student's labels are dropped.
         device: where to put it.
 
     Raises:
@@ -82,6 +89,11 @@ def load_teacher(
             f"objective.teacher: {path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
             f"give objective.guidance_weight {_shown(guidance)}"
         )
+    if not model.knows_dropped_labels and (label_dropout > 0 or guidance != 1):
+        raise InputError(
+            f"objective.teacher: {path} was trained without dropped labels and has no velocity without one, "
+            "which objective.guidance_weight other than 1 and objective.label_dropout above 0 need"
+        )
     return GuidedTeacher(model, scaled=scaled)
 
 
@@ -89,7 +101,8 @@ def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -
     """Refuse a checkpoint of data of another kind, shape, normalisation or autoencoder, by InputError."""
     for name in ("kind", "shape", "mean", "std"):
         there, here = getattr(theirs, name), getattr(ours, name)
-        if there != here:
+        same = agree(there, here, ours.std) if name in ("mean", "std") else there == here
+        if not same:
             raise InputError(f"{option}: the data's {name} is {there} in {path}, here it is {here}")
     if theirs.autoencoder is not None and ours.autoencoder is not None:
         known = theirs.autoencoder.fingerprint and ours.autoencoder.fingerprint

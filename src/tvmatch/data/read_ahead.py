@@ -1,0 +1,238 @@
+"""Reading ahead in processes of its own: results in order, every failure told, no process left behind.
+
+PyTorch's `DataLoader` is not used. With it, a process that dies makes an exception appear anywhere in this
+one, in the middle of an optimiser step too; an error or a batch that cannot be pickled is waited for without
+end; and processes may live on after their parent was killed. Here each process has a pipe of its own, and its
+state is looked at when its answer is due.
+"""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.multiprocessing  # teaches ForkingPickler to pass tensors in shared memory
+
+from tvmatch.errors import DataError, InputError
+
+_AHEAD = 2  # items that are asked of a process beyond the one that is waited for
+_LOOK = 0.2  # seconds between two looks at `stopped`
+_GRACE = 1.0  # seconds to end by itself
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HINTS = {
+    "SIGKILL": "perhaps for want of memory",
+    "SIGBUS": "perhaps for want of shared memory, /dev/shm",
+}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def read_ahead(
+    read: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    *,
+    stopped: Callable[[], object] = bool,
+) -> Iterator[Iterator[Result]]:
+    """`read` of each item in their order, computed ahead by other processes while the context lasts.
+
+    Args:
+        read: a function of an item alone. Processes that are not forked get it pickled.
+        items: what to read.
+        workers: processes, which ignore SIGINT and SIGTERM; 0 reads in this one.
+        stopped: asked while this process waits for another; true ends the results early.
+
+    Raises:
+        InputError: as `read` raises it.
+        DataError: for every other error of `read`, which it quotes, or if a process ends.
+    """
+    if workers < 1:
+        yield map(partial(_read_here, read), items)
+        return
+    started: list[_Worker] = []
+    abandon = partial(_abandon, started)
+    atexit.register(abandon)
+    try:
+        while len(started) < min(workers, len(items)):
+            started.append(_Worker(read, items))
+        yield _in_order(started, len(items), stopped)
+        _dismiss(started)
+    finally:
+        _end(started)
+        atexit.unregister(abandon)
+
+
+def _read_here(read: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return read(item)
+    except InputError:
+        raise
+    except Exception as error:
+        raise DataError(_quoted(error)) from error
+
+
+def _in_order(workers: "list[_Worker]", count: int, stopped: Callable[[], object]) -> Iterator[Any]:
+    """Item k is asked of process k mod W."""
+    ahead = _AHEAD * len(workers)
+    for number in range(min(ahead, count)):
+        workers[number % len(workers)].ask(number)
+    for number in range(count):
+        worker = workers[number % len(workers)]
+        while not worker.ready(_LOOK):
+            if stopped():
+                return
+        result = worker.answer()
+        if number + ahead < count:
+            worker.ask(number + ahead)
+        yield result
+
+
+def _dismiss(workers: "list[_Worker]") -> None:
+    """Let the processes end by themselves."""
+    for worker in workers:
+        worker.ask(None)
+    deadline = time.monotonic() + _GRACE
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+
+
+def _end(workers: "list[_Worker]") -> None:
+    """End the processes, whatever they do: they have nothing to save."""
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join(_GRACE)  # one in a read that the system cannot interrupt stays
+        worker.pipe.close()
+
+
+def _abandon(workers: "list[_Worker]") -> None:
+    """Python ends while another thread reads: it would wait for the processes without limit."""
+    for worker in workers:
+        worker.abandoned = True
+        worker.process.kill()
+
+
+class _Failure(NamedTuple):
+    """An exception of another process in words, since not every exception can be pickled."""
+
+    of_input: bool
+    message: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "_Failure":
+        mistake = isinstance(error, InputError)
+        message = str(error) if mistake else _quoted(error)
+        return cls(mistake, message, "".join(traceback.format_exception(error)))
+
+    def error(self) -> InputError | DataError:
+        error = (InputError if self.of_input else DataError)(self.message)
+        error.add_note(f"In the process that reads:\n{self.trace}")
+        return error
+
+
+def _quoted(error: BaseException) -> str:
+    return "the data set failed: " + " ".join("".join(traceback.format_exception_only(error)).split())
+
+
+class _Worker:
+    """A process that reads, seen from outside."""
+
+    def __init__(self, read: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.abandoned = False
+        self.pipe, inside = multiprocessing.Pipe()
+        forked = multiprocessing.get_start_method() == "fork"
+        # Pickled here rather than by `Process`, so that an error of unpickling it is told like any other.
+        work = (read, items) if forked else _pickled((read, items))
+        self.process = multiprocessing.Process(target=_serve, args=(work, inside), daemon=True)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it ignores them
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            inside.close()
+
+    def ask(self, number: int | None) -> None:
+        """Ask for the item of this number, or to end."""
+        with suppress(OSError):  # it has ended, which is told when its answer is due
+            self.pipe.send(number)
+
+    def ready(self, seconds: float) -> bool:
+        """Wait so long for an answer, or for its end."""
+        return bool(wait([self.pipe, self.process.sentinel], seconds))
+
+    def answer(self) -> Any:
+        """The result of the next item asked for."""
+        try:
+            if not self.pipe.poll():
+                raise EOFError
+            # Tensors come by way of the process itself, which must be there still.
+            answer = ForkingPickler.loads(self.pipe.recv_bytes())
+        except Exception as error:
+            if self.abandoned:
+                threading.Event().wait()  # this thread ends with Python; to print now could abort it
+            self.process.join(_GRACE)
+            if wait([self.process.sentinel], 0):
+                raise DataError(self._end()) from None
+            raise DataError(_quoted(error)) from error
+        if isinstance(answer, _Failure):
+            raise answer.error()
+        return answer
+
+    def _end(self) -> str:
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            how = "has ended" + ("" if code is None else f" with exit code {code}")
+        else:
+            name = signal.Signals(-code).name
+            how = ", ".join(filter(None, [f"was killed by {name}", _HINTS.get(name)]))
+        return f"the process {self.process.pid} that reads data {how}"
+
+
+def _pickled(content: Any) -> bytes:
+    try:
+        return bytes(ForkingPickler.dumps(content))
+    except Exception as error:
+        raise DataError(_quoted(error)) from error
+
+
+def _serve(work: Any, pipe: Connection) -> None:
+    """The life of a process that reads."""
+    # Ctrl-C, and the SIGTERM of a batch system, reach every process; the first one still needs data to save.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    failure = None
+    try:
+        read, items = ForkingPickler.loads(work) if isinstance(work, bytes) else work
+    except BaseException as error:
+        failure = _Failure.of(error)
+    while (number := pipe.recv()) is not None:
+        if failure is not None:
+            pipe.send(failure)
+            continue
+        try:
+            pipe.send_bytes(ForkingPickler.dumps(read(items[number])))
+        except BaseException as error:
+            pipe.send(_Failure.of(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -1,0 +1,81 @@
+"""Whether a run may go on from a checkpoint, and what has changed since it was written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tvmatch.data.spec import agree
+from tvmatch.errors import InputError
+from tvmatch.trained_model import FORMAT, TrainedModel, read_json
+from tvmatch.training.checkpoint import checkpoints, step_of
+
+
+def expect_newest(run: Path, step: int) -> None:
+    """Refuse to go on from `step` in a run folder where somebody has gone further.
+
+    Raises:
+        InputError: if there is a checkpoint of a later step.
+    """
+    for newest in checkpoints(run)[-1:]:
+        if step_of(newest) > step:
+            raise InputError(
+                f"out: another trainer has gone on to {newest}, this one is at step {step}; resume from there"
+            )
+
+
+def expect_same_model(folder: Path, model: TrainedModel, initial: str | None) -> None:
+    """Refuse to go on with another network, data set or parameterisation than a checkpoint's.
+
+    Args:
+        folder: the checkpoint.
+        model: of the run as configured.
+        initial: what the configuration says of its first weights.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    saved = read_json(folder / "model.json", FORMAT)
+    ours = json.loads(json.dumps(model.describe()))
+    _take_rounding(saved.get("data"), ours["data"])
+    for key in ("network", "data", "scaled", "guidance"):
+        if saved.get(key) != ours[key]:
+            raise InputError(f"{folder}: {_difference(key, saved.get(key), ours[key])}")
+    history = saved.get("provenance")
+    start = history.get("initial") if isinstance(history, dict) else None
+    if start != initial:
+        raise InputError(
+            f"initial: {folder} started from {start or 'random weights'}, the configuration says "
+            f"{initial or 'random weights'}"
+        )
+
+
+def changes_since(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A message if facts that must agree for an exact continuation have changed."""
+    # In checkpoints that do not say.
+    before = {"compile": False, "recompute": "none", "random_streams": 1} | before
+    if before == now:
+        return []
+    changes = [
+        f"{name} {before.get(name)} → {value}" for name, value in now.items() if value != before.get(name)
+    ]
+    return [
+        f"changed since the checkpoint: {', '.join(changes)}; the run goes on, but will not repeat "
+        "an uninterrupted one bit for bit"
+    ]
+
+
+def _difference(key: str, saved: Any, ours: Any) -> str:
+    """What differs between a checkpoint's description and the configuration's."""
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        name = next(name for name in (ours | saved) if saved.get(name) != ours.get(name))
+        key, saved, ours = f"{key}.{name}", saved.get(name), ours.get(name)
+    return f"its {key} is {saved}, the configuration's {ours}"
+
+
+def _take_rounding(saved: Any, ours: dict[str, Any]) -> None:
+    """Take the checkpoint's digits of a normalisation that is the same but for its rounding, in place."""
+    scale = ours["std"]
+    for name in ("mean", "std"):
+        numbers = saved.get(name) if isinstance(saved, dict) else None
+        if isinstance(numbers, list) and all(isinstance(x, int | float) and abs(x) < 1e15 for x in numbers):
+            ours[name] = numbers if agree(numbers, ours[name], scale) else ours[name]
