@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tvmatch.dual import Dual
 from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
@@ -23,6 +25,22 @@ class Inputs(NamedTuple):
     s: Tensor
     labels: Tensor | None
     guidance_weight: Tensor
+
+
+class NothingLarger(TorchDispatchMode):
+    """No operation gives a tensor of more than `most` numbers."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            assert not isinstance(tensor, Tensor) or tensor.numel() <= self.most, (function, tensor.shape)
+        return result
 
 
 @torch.no_grad()

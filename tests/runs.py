@@ -91,6 +91,10 @@ class Disturbed:
     def spec(self) -> DataSpec:
         return self.inner.spec
 
+    @property
+    def class_counts(self) -> list[int] | None:
+        return getattr(self.inner, "class_counts", None)
+
     def __len__(self) -> int:
         return len(self.inner)  # type: ignore[arg-type]
 

@@ -234,7 +234,9 @@ CASES: dict[str, Case] = {
     "points as a folder": Case(["sample", "points", "--out=a"], "out: points go to an .npz file"),
     "samples over a file": Case(["sample", "run", "--out=photos"], "out: photos exists already"),
     "samples without a name": Case(["sample", "run", "--out="], "out: must name a file or a new folder"),
-    "samples below a file": Case(["sample", "run", "--out=run/log.jsonl/a.png"], "run/log.jsonl"),
+    "samples below a file": Case(
+        ["sample", "run", "--out=run/log.jsonl/a.png"], "out: run/log.jsonl/a.png cannot be written"
+    ),
     # Evaluation
     "evaluating nothing": Case(["evaluate", "nowhere"], "nowhere: no such file or folder"),
     "evaluating no run": Case(["evaluate", "photos"], "photos: no checkpoint here"),

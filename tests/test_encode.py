@@ -37,6 +37,7 @@ from tvmatch.data.autoencoder import Autoencoder, load_autoencoder
 from tvmatch.data.base import epoch_indices, mirrored_at_random
 from tvmatch.data.encode import Encoder, Normalization, Part
 from tvmatch.data.encoding_settings import EncodingOptions
+from tvmatch.data.facts import data_facts
 from tvmatch.data.image_reader import ImageSource, open_images
 from tvmatch.data.latents import LatentDataset, LatentsInfo, Moments
 from tvmatch.data.shards import ChannelSums, ShardWriter
@@ -161,6 +162,18 @@ def test_labels_stay_with_their_images(encoded: Path, photographs: ImageSource) 
     assert labels is not None
     indices = epoch_indices(COUNT, 0, COUNT, 3)
     assert labels.tolist() == [photographs.label(int(k)) for k in indices]
+
+
+def test_a_checkpoint_of_latents_records_crop_and_classes(
+    encoded: Path, photographs: ImageSource, encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    """The crop is that of the images before they were encoded."""
+    labels = [photographs.label(k) for k in range(COUNT)]
+    counts = [labels.count(k) for k in range(max(filter(None, labels)) + 1)]
+    assert data_facts(LatentDataset(encoded)) == {"crop": "dhariwal", "class_counts": counts}
+    encode(encoder(tmp_path / "stored", flips="stored", crop="centre"))
+    facts = data_facts(LatentDataset(tmp_path / "stored"))
+    assert facts == {"crop": "centre", "class_counts": [2 * count for count in counts]}
 
 
 def test_statistics_are_those_of_all_latents_at_once(encoded: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import NothingLarger, randomize_, small_dit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -15,6 +16,8 @@ from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from tvmatch.cli import results
+from tvmatch.data.config import ImagesData
 from tvmatch.data.densities import Density
 from tvmatch.data.digits import digits
 from tvmatch.data.tensors import TensorDataset
@@ -33,6 +36,8 @@ from tvmatch.evaluation import (
     write_metrics,
 )
 from tvmatch.seeds import generator
+from tvmatch.trained_model import TrainedModel
+from tvmatch.training import Config
 
 # float64 eigenvalues and singular values of a few dozen features: 1e-16 times the traces and a small factor.
 ROUNDING = 1e-11
@@ -92,6 +97,32 @@ class TestFrechet:
         # And from the singular covariances alone, 45 and 35 of their eigenvalues being rounded zeros.
         a, b = GaussianStatistics(a.mean, a.covariance), GaussianStatistics(b.mean, b.covariance)
         assert frechet_distance(a, b) == pytest.approx(expected, rel=ROUNDING)
+
+    @pytest.mark.parametrize(("n", "m", "size"), [(3, 5, 30), (30, 4, 29), (40, 9, 9), (9, 31, 8), (2, 2, 2)])
+    def test_factors_and_matrices_give_one_distance(self, n: int, m: int, size: int) -> None:
+        """Fewer vectors than features, as many, more, and one set of each."""
+        a, b = fit_gaussian(normal(7, n, size)), fit_gaussian(normal(8, m, size) @ normal(9, size, size))
+        matrices = [GaussianStatistics(x.mean, x.covariance) for x in (a, b)]
+        distance = frechet_distance(*matrices)
+        assert frechet_distance(a, b) == pytest.approx(distance, rel=1e-9)  # of roots of rounded eigenvalues
+        for x, matrix in zip((a, b), matrices, strict=True):
+            torch.testing.assert_close(x.trace, matrix.covariance.trace(), rtol=ROUNDING, atol=0)
+            torch.testing.assert_close(x.root @ x.root.T, matrix.covariance, rtol=ROUNDING, atol=ROUNDING)
+
+    def test_few_vectors_of_many_features(self) -> None:
+        """Pixels of 128 × 128 images: their covariance would be 19 GB."""
+        vectors = normal(10, 22, 3 * 128 * 128).float()
+        with NothingLarger(22 * 3 * 128 * 128):
+            a, b = fit_gaussian(vectors[:10]), fit_gaussian(vectors[10:])
+            distance = frechet_distance(a, b)
+        # The centred vectors are nearly orthogonal, with squares of about d.
+        size = vectors.shape[1]
+        assert 2 * size * 0.9 < distance < 2.3 * size
+        assert frechet_distance(a, a) == pytest.approx(0, abs=ROUNDING * size)
+
+    def test_a_gaussian_without_a_covariance(self) -> None:
+        with pytest.raises(ValueError, match="a covariance or a factor"):
+            GaussianStatistics(torch.zeros(2))
 
     def test_constant_pixels_change_nothing(self) -> None:
         train, aside = digits("train").take(360, 0).values.flatten(1), digits("held_out").take(360, 0).values
@@ -400,6 +431,17 @@ class TestImages:
             fit_gaussian(images[rest].flatten(1)), fit_gaussian(images[asked[0]].flatten(1))
         )
         assert result["real_frechet"] == pytest.approx(expected, rel=1e-9)
+
+    def test_few_large_images(self) -> None:
+        """What `evaluate --samples 10` and the end of a training compute, of 128 × 128 colour images."""
+        dataset = TensorDataset(torch.randint(0, 256, (30, 3, 128, 128), dtype=torch.uint8))
+        data = ImagesData("photos", resolution=128)
+        network = randomize_(small_dit((3, 128, 128), 0, patch_size=32))
+        model = TrainedModel(network, dataset.spec, scaled=False, guidance=1.0)
+        with NothingLarger(30 * 3 * 128 * 128):
+            metrics = results.measure(model, Config(data=data), dataset, (1,), 10, 0)
+        assert metrics["real_frechet"] > 0
+        assert metrics["nfe"]["1"]["frechet_ratio"] > 1
 
     def test_without_labels_a_number_of_samples_is_asked_for(self) -> None:
         dataset = TensorDataset(torch.rand(20, 1, 2, 2, generator=generator(1)))

@@ -16,16 +16,21 @@ import numpy as np
 import pytest
 import torch
 from helpers import randomize_, small_dit
-from runs import environment, images, tiny_config, tree
+from PIL import Image
+from runs import environment, images, newest, tiny_config, tree
 from small_extractor import POOLED, SmallExtractor
 from torch import Tensor
 
 import tvmatch
 from tvmatch.cli import feature_metrics, main, options
+from tvmatch.data.config import ImagesData, LatentsData
+from tvmatch.data.images import ImageDataset
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.evaluation import fit_gaussian, frechet_distance, reference
 from tvmatch.evaluation.collection import to_bytes
 from tvmatch.trained_model import TrainedModel, load
+from tvmatch.training import Config
+from tvmatch.training.recipes import to_yaml
 
 PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
 EXTRACTOR = "--extractor=small_extractor:SmallExtractor"
@@ -118,8 +123,6 @@ def test_a_table_of_guidance_and_steps(place: Path, capsys: pytest.CaptureFixtur
 
 
 def real_photographs() -> Tensor:
-    from tvmatch.data import ImagesData
-
     return ImagesData("real", resolution=8, crop="dhariwal", workers=1).load().take(32, 0).values
 
 
@@ -334,4 +337,112 @@ def test_an_extractor_that_has_changed(place: Path, capsys: pytest.CaptureFixtur
     )
     assert line.endswith(
         "was computed with extractor small_extractor:SmallExtractor, this evaluation has pixels:pooled"
+    )
+
+
+# The crop of the reference
+
+
+def untouched(model: TrainedModel, dataset: ImageDataset) -> None:
+    """In the place of samples, the images that the model was trained on."""
+    images = dataset.take(len(dataset), 0).values
+    model.sample = lambda *_, first, batch_size, **__: images[first : first + batch_size]  # type: ignore[assignment, method-assign]
+
+
+def cropped_run(place: Path, crop: str, channels: int = 3) -> tuple[Path, Config]:
+    """A run of two steps on photographs that are wider than high."""
+    for name in ("cat", "rocket"):
+        for number, file in enumerate(sorted((place / "real" / name).iterdir())):
+            with Image.open(file) as image:
+                image.convert("RGB").resize((21 + number % 3, 37)).save(file.with_suffix(".png"))
+            file.unlink()
+    data = ImagesData(
+        str(place / "real"), resolution=8, crop=crop, channels=channels, label_column="label", workers=1
+    )  # type: ignore[arg-type]
+    config = tiny_config(2)
+    config.data = data
+    tvmatch.train(config, data.load(), place / "run")
+    return place / "run", config
+
+
+@pytest.mark.parametrize(("crop", "channels"), [("centre", 3), ("dhariwal", 3), ("centre", 1)])
+def test_the_training_images_themselves_score_nothing(
+    crop: str, channels: int, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference is cropped as they were; another crop is another reference."""
+    run, config = cropped_run(place, crop, channels)
+    model = load(run)
+    dataset = config.data.load()  # type: ignore[union-attr]
+    assert model.provenance["crop"] == crop
+    assert model.provenance["class_counts"] == dataset.class_counts
+    assert sum(dataset.class_counts) == len(dataset)
+    untouched(model, dataset)
+    monkeypatch.setattr(options, "load_model", lambda *_: model)
+    arguments = ["evaluate", "run", EXTRACTOR, "--steps=1", "--batch_size=6", "--metrics=fid"]
+    arguments += [f"--samples={len(dataset)}", "--reference=real"]
+    other = {"centre": "dhariwal", "dhariwal": "centre"}[crop]
+    distances = {}
+    for asked in ("", crop, other):
+        option = [f"--reference_crop={asked}"] if asked else []
+        assert main([*arguments, f"--out={asked}.json", *option]) == 0
+        metrics = json.loads(Path(f"{asked}.json").read_text())
+        assert metrics["provenance"]["reference"]["crop"] == (asked or crop)
+        assert f"crop {asked or crop}" in metrics["rows"][0]["provenance"]
+        distances[asked] = metrics["rows"][0]["fd"]
+    # Of float32 features, which batches change by 1e-7; their variances are about 1e-2.
+    assert distances[""] == distances[crop] < 1e-9
+    assert distances[other] > 1e-6
+
+
+def test_the_crop_of_runs_that_do_not_record_it(place: Path) -> None:
+    """Those of earlier versions: their configuration does, or the latents'."""
+    run, config = cropped_run(place, "centre")
+    (run / "config.yaml").write_text(to_yaml(config))  # as the command line writes it
+    model = load(run)
+    del model.provenance["crop"]
+    assert feature_metrics._crop_of_training(model, newest(run)) == "centre"
+    (place / "latents").mkdir()
+    (place / "latents/latents.json").write_text(
+        json.dumps(
+            {
+                "format": "tvmatch-latents-1",
+                "data": DataSpec(
+                    "latents", (2, 2, 2), None, (0.0,) * 2, (1.0,) * 2, AutoencoderInfo("a", "", (3, 8, 8))
+                ).describe(),
+                "measured_mean": None,
+                "measured_std": None,
+                "count": 1,
+                "flips": "none",
+                "shards": [["0.arrow", 1]],
+                "provenance": {"crop": "centre"},
+            }
+        )
+    )
+    config.data = LatentsData(str(place / "latents"))
+    (run / "config.yaml").write_text(to_yaml(config))
+    assert feature_metrics._crop_of_training(model, run) == "centre"
+    shutil.rmtree(place / "latents")
+    assert feature_metrics._crop_of_training(model, run) is None
+    assert feature_metrics._crop_of_training(load("checkpoint"), Path("checkpoint")) is None
+
+
+def test_an_imported_model_has_the_crop_of_imagenet(place: Path) -> None:
+    assert evaluate("--reference=real", "--metrics=fid") == 0
+    assert json.loads(Path(OWN_FILE).read_text())["provenance"]["reference"]["crop"] == "dhariwal"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reference=real", "--reference_crop=center"], "must be centre or dhariwal, got 'center'"),
+        (["--reference=bad.npz", "--reference_crop=centre"], "only images of a data set are cropped"),
+        (["--metrics=is", "--reference_crop=centre"], "only images of a data set are cropped"),
+    ],
+)
+def test_a_bad_crop(
+    arguments: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("bad.npz", **statistics(POOLED))
+    assert refused(capsys, "checkpoint", EXTRACTOR, *SHORT, *arguments).startswith(
+        f"reference_crop: {message}"
     )

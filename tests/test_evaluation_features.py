@@ -4,12 +4,13 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import randomize_, small_dit
+from helpers import NothingLarger, randomize_, small_dit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -29,6 +30,7 @@ from tvmatch.evaluation import (
     fit_gaussian,
     frechet_distance,
     inception_score,
+    load_reference,
     manifold,
     precision_recall,
     statistics,
@@ -320,6 +322,34 @@ class TestEvaluation:
         expected = 16 * 0.25**2 + float(own.covariance.trace())
         assert result["rows"][0]["fid"] == pytest.approx(expected, rel=1e-9)
         assert set(result["rows"][0]) == {"guidance", "steps", "fid", "images_per_second", "provenance"}
+
+    def test_few_samples_of_many_features(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Pixels of 128 × 128 images as features: their covariance would be 19 GB."""
+
+        class Pixels:
+            name, fingerprint = "pixels", "0" * 64
+
+            def __call__(self, images: Tensor) -> Features:
+                return Features(images.flatten(1).float() / 255, None, None)
+
+        spec = DataSpec("image", (3, 128, 128), None, (0.5,) * 3, (0.5,) * 3)
+        network = randomize_(small_dit((3, 128, 128), 0, patch_size=32))
+        made = TrainedModel(network, spec, scaled=False, guidance=1.0)
+        with NothingLarger(30 * 3 * 128 * 128):
+            pixels = np.random.default_rng(0).integers(0, 256, (12, 128, 128, 3), np.uint8)
+            np.savez(tmp_path / "few.npz", pixels)
+            reference = load_reference(
+                str(tmp_path / "few.npz"), Pixels(), (3, 128, 128), batch_size=5, cache=tmp_path / "cache"
+            )
+            result = evaluate_features(
+                made, Pixels(), reference, metrics=("fid",), count=10, steps=(1,), batch_size=4
+            )
+        assert reference is not None
+        assert result is not None
+        assert "reference statistics are not kept" in caplog.text
+        samples = to_bytes(made.sample(count=10, batch_size=4)).flatten(1).double() / 255
+        expected = frechet_distance(fit_gaussian(samples), reference.pooled)
+        assert result["rows"][0]["fd"] == pytest.approx(expected, rel=1e-5)  # float32 features
 
     def test_a_row_for_each_guidance_and_number_of_steps(self) -> None:
         made, progress = model(guidance=(1.0, 3.0)), []

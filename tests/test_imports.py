@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "dual": set(),
     "attention": {"dual"},
     "models": {"dual", "attention", "errors", "seeds"},
-    "flow_map": {"dual"},
+    "flow_map": {"dual", "errors"},
     "times": FOUNDATIONS,
     "objectives": FOUNDATIONS | {"dual", "flow_map", "times"},
     "sampling": FOUNDATIONS | {"dual", "flow_map", "times"},

@@ -29,12 +29,30 @@ class Dual(NamedTuple):
     value: Tensor
     tangent: Tensor | None = None
 
-    # As a tuple it would otherwise join and repeat without a word.
+    # As a tuple it would otherwise join, repeat and compare without a word.
     def __add__(self, other: object) -> NoReturn:
         raise TypeError("+ would join two Duals as tuples: use tvmatch.dual.add")
 
+    def __radd__(self, other: object) -> NoReturn:  # also of `sum`
+        raise TypeError("+ has no meaning for a Dual: use tvmatch.dual.add")
+
     def __mul__(self, other: object) -> NoReturn:
         raise TypeError("* would repeat a Dual as a tuple: use tvmatch.dual.multiply")
+
+    def __rmul__(self, other: object) -> NoReturn:
+        raise TypeError("* would repeat a Dual as a tuple: use tvmatch.dual.multiply")
+
+    def __lt__(self, other: object) -> NoReturn:
+        raise TypeError("< would compare Duals as tuples: compare their values")
+
+    def __le__(self, other: object) -> NoReturn:
+        raise TypeError("<= would compare Duals as tuples: compare their values")
+
+    def __gt__(self, other: object) -> NoReturn:
+        raise TypeError("> would compare Duals as tuples: compare their values")
+
+    def __ge__(self, other: object) -> NoReturn:
+        raise TypeError(">= would compare Duals as tuples: compare their values")
 
 
 def as_dual(x: Tensor | Dual) -> Dual:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.dual import Dual
+from tvmatch.errors import InputError
 
 
 class Network(Protocol):
@@ -38,18 +39,72 @@ class TerminalVelocity(NamedTuple):
 
 
 def per_sample(numbers: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to multiply a tensor of shape (B, ...)."""
+    """(B,) shaped to multiply a tensor of shape (B, ...).
+
+    Raises:
+        InputError: for another shape, which would multiply something else by broadcasting.
+    """
+    expect_per_sample(like, numbers=numbers)
     return numbers.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def expect_per_sample(x: Tensor, **arguments: Tensor | None) -> None:
+    """Refuse what is not a number for each sample of x (B, ...), on its device. Values are not looked at.
+
+    Args:
+        x: a batch.
+        arguments: by name; None passes. `labels` are integers, all others floating-point.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, numbers in arguments.items():
+        if numbers is None:
+            continue
+        if numbers.shape != x.shape[:1]:
+            raise InputError(
+                f"{name}: the shape ({x.shape[0] if x.ndim else 'B'},) is needed, a number for each sample, "
+                f"got {tuple(numbers.shape)}"
+            )
+        whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+        if whole if name != "labels" else not whole:
+            kind = "an integer" if name == "labels" else "a floating-point"
+            raise InputError(f"{name}: {kind} dtype is needed, got {numbers.dtype}")
+        if numbers.device != x.device:
+            raise InputError(f"{name}: the device {x.device} of the data is needed, got {numbers.device}")
+
+
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 − t) x0 + t x1: the path from data (t = 0) to noise (t = 1), t of shape (B,)."""
+    """x_t = (1 − t) x0 + t x1: the path from data (t = 0) to noise (t = 1), t of shape (B,).
+
+    Raises:
+        InputError: if the noise differs from the data in shape, dtype or device, or t is not of shape (B,).
+    """
+    expect_same_kind(x0, noise=noise)
+    expect_per_sample(x0, t=t)
     return torch.lerp(x0, noise, per_sample(t, x0).to(x0.dtype))
+
+
+def expect_same_kind(x0: Tensor, **arguments: Tensor) -> None:
+    """Refuse tensors that differ from the data in shape, dtype or device, by an InputError."""
+    if x0.ndim < 2 or not x0.is_floating_point():
+        raise InputError(
+            f"x0: a floating-point tensor (B, ...) is needed, got {x0.dtype} of shape {tuple(x0.shape)}"
+        )
+    for name, x in arguments.items():
+        for kind in ("shape", "dtype", "device"):
+            given, needed = getattr(x, kind), getattr(x0, kind)
+            if given != needed:
+                given, needed = (tuple(y) if kind == "shape" else y for y in (given, needed))
+                raise InputError(f"{name}: the {kind} {needed} of x0 is needed, got {given}")
 
 
 @dataclass(frozen=True)
 class FlowMap:
     """f_θ(x, t, s) = k(w) (s − t) F_θ(x, t, s) and its derivatives.
+
+    Every method raises an `InputError` for times, labels or weights that are not one a sample on x's device,
+    for a network that returns another shape than x's, and for one that changes its arguments in place.
 
     Attributes:
         network: F_θ.
@@ -58,6 +113,41 @@ class FlowMap:
 
     network: Network
     scaled: bool = False
+
+    def _output(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor | Dual,
+        labels: Tensor | None,
+        guidance_weight: Tensor | None,
+    ) -> Dual:
+        """F, with ∂_s F if s carries a tangent."""
+        end = s.value if isinstance(s, Dual) else s
+        expect_per_sample(x, s=end, t=t, labels=labels, guidance_weight=guidance_weight)
+        given = {"x": x, "t": t, "s": end, "labels": labels, "guidance_weight": guidance_weight}
+        before = _versions(given)
+        output = self.network(x, t, s, labels, guidance_weight)
+        for name, version in _versions(given).items():
+            if version != before.get(name, version):
+                raise InputError(
+                    f"network: {_name(self.network)} changes its argument {name} in place, which is the "
+                    f"caller's: write {name} = {name} * …, not {name} *= …"
+                )
+        value, tangent = output if isinstance(output, Dual) else Dual(output)
+        if isinstance(s, Dual) != isinstance(output, Dual):
+            wanted = "Dual(F, ∂_s F) for an s" if isinstance(s, Dual) else "tensor for an s without a tangent"
+            raise InputError(
+                f"network: {_name(self.network)} must return a {wanted}, got a {type(output).__name__}; "
+                "tvmatch.models.JVPNetwork gives any module this interface"
+            )
+        for part in (value,) if tangent is None else (value, tangent):
+            if part.shape != x.shape:
+                raise InputError(
+                    f"network: {_name(self.network)} must return the shape {tuple(x.shape)} of x, "
+                    f"got {tuple(part.shape)}"
+                )
+        return Dual(value, tangent)
 
     def _scale(self, output: Tensor, guidance_weight: Tensor | None) -> Tensor:
         """k(w) F."""
@@ -82,8 +172,7 @@ class FlowMap:
             labels: int64 (B,), the class count for the dropped label; None drops all.
             guidance_weight: (B,) w; None means 1.
         """
-        output = self.network(x, t, s, labels, guidance_weight)
-        assert isinstance(output, Tensor)
+        output = self._output(x, t, s, labels, guidance_weight).value
         return per_sample(s - t, x) * self._scale(output, guidance_weight)
 
     def velocity(
@@ -94,9 +183,7 @@ class FlowMap:
         guidance_weight: Tensor | None = None,
     ) -> Tensor:
         """u_θ(x, s, c, w) = k(w) F_θ(x, s, s): the diagonal; arguments as for `displacement`."""
-        output = self.network(x, s, s, labels, guidance_weight)
-        assert isinstance(output, Tensor)
-        return self._scale(output, guidance_weight)
+        return self._scale(self._output(x, s, s, labels, guidance_weight).value, guidance_weight)
 
     def displacement_and_terminal_velocity(
         self,
@@ -115,16 +202,24 @@ class FlowMap:
         """
         # Detached, the pass with the tangent leaves no graph, and the value has a plain one of half the size.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_jvp):
-            output = self.network(x, t, Dual(s, torch.ones_like(s)), labels, guidance_weight)
-        assert isinstance(output, Dual)
-        value, tangent = output
-        assert tangent is not None
+            value, tangent = self._output(x, t, Dual(s, torch.ones_like(s)), labels, guidance_weight)
+        if tangent is None:  # exactly zero
+            tangent = torch.zeros_like(value)
         if detach_jvp:
-            plain = self.network(x, t, s, labels, guidance_weight)
-            assert isinstance(plain, Tensor)
-            value = plain
+            value = self._output(x, t, s, labels, guidance_weight).value
         duration = per_sample(s - t, x)
         return TerminalVelocity(
             displacement=duration * self._scale(value, guidance_weight),
             terminal_velocity=self._scale(value + duration * tangent, guidance_weight),
         )
+
+
+def _versions(tensors: dict[str, Tensor | None]) -> dict[str, int]:
+    """How often each has been changed in place; nothing where it is not counted."""
+    if torch.compiler.is_compiling():
+        return {}
+    return {name: x._version for name, x in tensors.items() if x is not None and not x.is_inference()}
+
+
+def _name(network: Network) -> str:
+    return getattr(network, "__name__", type(network).__name__)

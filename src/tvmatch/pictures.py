@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -36,7 +37,7 @@ _GAP = 4
 
 
 def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Image.Image:
-    """Images, (n, C, H, W) in [0, 1], side by side in rows of `columns`; grey, or RGB where C = 3.
+    """Images, (n, C, H, W) in [0, 1] or uint8, side by side in rows of `columns`; grey, or RGB where C = 3.
 
     Each pixel becomes a square of `scale` × `scale` equal pixels (nearest neighbour, so that a small
     image is shown as it is). Without `scale` the longer side of a cell is brought near 56 pixels, and
@@ -50,7 +51,8 @@ def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Ima
         raise InputError(f"images: must have shape (n ≥ 1, C, H, W), got {tuple(images.shape)}")
     if columns < 1:
         raise InputError(f"columns: must be at least 1, got {columns}")
-    if not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
+    is_bytes = images.dtype == torch.uint8
+    if not is_bytes and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
         raise InputError(
             f"images: must lie in [0, 1], got {float(images.min()):.4g} … {float(images.max()):.4g}"
         )
@@ -61,7 +63,9 @@ def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Ima
         scale = max(1, round(_CELL / max(height, width)))
     elif scale < 1:
         raise InputError(f"scale: must be at least 1, got {scale}")
-    pixels = (images.detach().float().cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    images = images.detach().cpu()
+    rounded = images if is_bytes else (images.float() * 255).round().byte()
+    pixels = rounded.permute(0, 2, 3, 1).numpy()
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = height * scale, width * scale
 

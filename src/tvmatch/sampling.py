@@ -64,7 +64,11 @@ def sample_trajectory(
 
     Returns:
         (len(times), B, ...).
+
+    Raises:
+        InputError: if the times do not decrease from 1 to 0, or labels are not one a sample.
     """
+    times = time_grid(times=times)
     weight = None if guidance_weight is None else noise.new_full((len(noise),), guidance_weight)
     states = [noise]
     for t, s in itertools.pairwise(times):

@@ -88,9 +88,28 @@ class TrainedModel:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> "TrainedModel":
-        """Move the network to `device`, in place."""
+        """Move the network to `device`, in place.
+
+        Raises:
+            InputError: for a dtype. Weights stay in float32, since times must not be rounded; products run in
+                half precision under `torch.autocast`.
+        """
+        if isinstance(device, torch.dtype):
+            raise InputError(
+                f"device: got {device}; the weights stay in float32, and sampling runs in half precision "
+                'inside: with torch.autocast("cuda", torch.bfloat16)'
+            )
         self.network.to(device)
         return self
+
+    def _expect_float32(self) -> None:
+        """Of our networks; others may cast what they are given."""
+        dtype = next(self.network.parameters()).dtype
+        if isinstance(self.network, DiT | MLP) and dtype != torch.float32:
+            raise InputError(
+                f"network: weights in float32 are needed, got {dtype}; sampling runs in half precision "
+                'inside: with torch.autocast("cuda", torch.bfloat16)'
+            )
 
     def sample(
         self,
@@ -160,8 +179,9 @@ class TrainedModel:
         for name, number in (("seed", seed), ("first", first)):
             if number < 0:
                 raise InputError(f"{name}: must not be negative, got {number}")
+        self._expect_float32()
         classes, count = self._classes(labels, count)
-        weight = self._guidance_weight(guidance)
+        weight = self.guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
@@ -179,7 +199,7 @@ class TrainedModel:
             if self.spec.class_names is None:
                 return None, 16 if count is None else count
             count = self.spec.class_count if count is None else count
-            return torch.arange(count) % self.spec.class_count, count
+            return torch.arange(count, device="cpu") % self.spec.class_count, count
         if isinstance(labels, int | str | np.integer):
             labels = [labels] * (1 if count is None else count)
         classes = self.spec.label_indices(list(labels))
@@ -189,7 +209,12 @@ class TrainedModel:
             raise InputError(f"count: {count} samples for {len(classes)} labels")
         return classes, len(classes)
 
-    def _guidance_weight(self, guidance: float | None) -> float:
+    def guidance_weight(self, guidance: float | None = None) -> float:
+        """The weight w that samples are drawn with if this one is asked for.
+
+        Raises:
+            InputError: if the model was not trained for it.
+        """
         if isinstance(self.guidance, tuple):
             low, high = self.guidance
             weight = high if guidance is None else guidance
@@ -296,7 +321,7 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
 def _unallocated(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
     """The network without initial weights, which take long to draw and would be overwritten."""
     with torch.device("meta"):
-        return build_network(config, spec)
+        return build_network(config, spec).to(torch.float32)  # whatever PyTorch's default is
 
 
 def _guidance(numbers: Any) -> Guidance:
@@ -380,7 +405,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
     expect_no_lfs_pointer(path)
     try:
-        return load_file(path)
+        return load_file(path, device="cpu")
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except (OSError, SafetensorError) as error:

@@ -1,31 +1,28 @@
 """Stand-ins for PyTorch's functions in other people's models, and the context that puts them there.
 
 Outside forward mode each is PyTorch's own. Inside `torch.func.jvp` and `torch.autograd.forward_ad` PyTorch's
-are not right, as seen with 2.11 and 2.13 and written in the table of derivatives that comes with it:
-
-- Fused attention, and the one operator for a whole layer that `nn.MultiheadAttention` and
-  `nn.TransformerEncoderLayer` run in eval mode without gradients, have no forward-mode rule; PyTorch raises.
-- Layer norm and the norms by statistics of a batch have one that reads the mean and the deviation which the
-  operator saved, and their backward drops the gradients of these two. The tangent is right; **gradients
-  through it are wrong, without a word**, and so are second tangents. (Group norm and RMS norm are right.)
+are not right. Fused attention, and the one operator for a whole layer that `nn.MultiheadAttention` and
+`nn.TransformerEncoderLayer` run in eval mode without gradients, have no forward-mode rule: PyTorch raises.
+For the norms see `attention.norms`, for what has no stand-in `attention.refusals`.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import checkpoint
+
+from tvmatch.attention import norms
+from tvmatch.attention.refusals import RefuseWrongDerivatives, refuse_checkpoint, refusing_functions
 
 # PyTorch's own, also while the name in `F` stands for another.
 pytorch_attention = F.scaled_dot_product_attention
-_pytorch_layer_norm = F.layer_norm
-_pytorch_batch_norm = F.batch_norm
-_pytorch_instance_norm = F.instance_norm
+_pytorch_checkpoint_function = checkpoint.CheckpointFunction
 _pytorch_fastpath_enabled = torch.backends.mha.get_fastpath_enabled
 
 
@@ -92,20 +89,26 @@ def repair_forward_mode() -> Iterator[None]:
 
     - `torch.nn.functional.scaled_dot_product_attention` is `tvmatch.attention.scaled_dot_product_attention`;
     - PyTorch's transformer layers leave out their one operator for a whole layer;
-    - `layer_norm` is computed by operators whose rules are right;
-    - `batch_norm` in training and `instance_norm` raise while gradients are recorded.
+    - `layer_norm` and `group_norm` are computed by operators whose rules are right, in any memory format and
+      under autocast, and so is `batch_norm` by running statistics;
+    - operators whose tangent PyTorch gets wrong without a word raise `NotImplementedError` where they meet
+      one, by whatever name they are called: see `attention.refusals`. Those whose tangent is right, but not
+      the gradients through it (`batch_norm` in training, `instance_norm`, `linalg.solve`, `det`, …), do so
+      while gradients are recorded. Operators registered with `torch.library` that lose the tangent are among
+      them, and `torch.utils.checkpoint`.
 
-    This holds for all threads, until the last of them has left the context. Models look these functions up in
-    `torch.nn.functional` when they are called (`F.scaled_dot_product_attention`), and so do PyTorch's own
-    modules. A module that took a name for itself, by `from torch.nn.functional import …`, is not reached:
-    there, assign the function of this package to the name.
+    What remains wrong without a word is what a model does to hide values from PyTorch: `detach`, `.data`,
+    NumPy, kernels of its own outside an operator.
+
+    The functions are replaced in `torch.nn.functional`, where models and PyTorch's own modules look them up
+    when they are called, for all threads until the last of them has left the context. In the thread that
+    entered it, a `TorchFunctionMode` reaches the names besides that a module took for itself by
+    `from torch.nn.functional import …`, except inside `nn.MultiheadAttention`, which PyTorch hands to the
+    mode as a whole.
 
     Under `torch.compile` the context may be around the compiled function or within it. But the compiler does
     not look into `F.multi_head_attention_forward`: models with `nn.MultiheadAttention` run eagerly in forward
     mode or, with `fullgraph=True`, raise.
-
-    (A `torch.overrides.TorchFunctionMode` would reach names that were taken, but not the attention inside
-    `nn.MultiheadAttention`: PyTorch hands the mode that same function as a whole and switches it off inside.)
     """
     if torch.compiler.is_compiling():
         # The compiler cannot trace a lock. Compiled code puts back what it found when it ends; within another
@@ -113,7 +116,7 @@ def repair_forward_mode() -> Iterator[None]:
         if F.scaled_dot_product_attention is scaled_dot_product_attention:
             yield
             return
-        found = _put(_OURS)
+        found = _put(_FUNCTIONS + refusing_functions())
         try:
             yield
         finally:
@@ -121,13 +124,14 @@ def repair_forward_mode() -> Iterator[None]:
         return
     _enter()
     try:
-        yield
+        with _MODE:
+            yield
     finally:
         _leave()
 
 
-# A function's module, its name there, and what is to be there.
-_Names = tuple[tuple[ModuleType, str, Callable[..., Any]], ...]
+# A function's module or class, its name there, and what is to be there.
+_Names = tuple[tuple[Any, str, Callable[..., Any]], ...]
 
 _lock = threading.Lock()
 _entered = 0
@@ -138,7 +142,7 @@ def _enter() -> None:
     global _entered, _found
     with _lock:
         if _entered == 0:
-            _found = _put(_OURS)
+            _found = _put(_FUNCTIONS + _METHODS)
         _entered += 1
 
 
@@ -163,78 +167,62 @@ def _fastpath_enabled() -> bool:
     return forward_ad._current_level < 0 and _pytorch_fastpath_enabled()
 
 
-def _layer_norm(
-    input: Tensor,
-    normalized_shape: list[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """(x − mean) (variance + ε)^(−1/2) ∘ weight + bias; half precision is computed in float32."""
-    if forward_ad._current_level < 0:
-        return _pytorch_layer_norm(input, normalized_shape, weight, bias, eps)
-    shape = tuple(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape:
-        raise ValueError(f"input: a shape that ends in {shape} is needed, got {tuple(input.shape)}")
-    if any(x is not None and x.shape != shape for x in (weight, bias)):
-        raise ValueError(f"weight, bias: the shape {shape} is needed")
-
-    x = input.to(torch.promote_types(input.dtype, torch.float32))
-    # As PyTorch: on a GPU, autocast wants the result in float32.
-    device = input.device.type
-    widened = device not in ("cpu", "meta") and torch.is_autocast_enabled(device)
-    dimensions = list(range(-len(shape), 0))
-    x = x - x.mean(dimensions, keepdim=True)
-    x = x * (x.square().mean(dimensions, keepdim=True) + eps).rsqrt()
-    x = x if weight is None else x * weight
-    x = x if bias is None else x + bias
-    return x if widened else x.to(input.dtype)
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if training:
-        _refuse_gradients("batch_norm(training=True)")
-    return _pytorch_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if use_input_stats:
-        _refuse_gradients("instance_norm(use_input_stats=True)")
-    return _pytorch_instance_norm(
-        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
-
-
-def _refuse_gradients(name: str) -> None:
-    if forward_ad._current_level >= 0 and torch.is_grad_enabled():
-        raise NotImplementedError(
-            f"torch.nn.functional.{name}: PyTorch's gradients through its tangent are wrong; use group_norm "
-            "or layer_norm, or torch.no_grad() if the tangent alone is needed"
-        )
-
-
-_OURS: _Names = (
+_FUNCTIONS: _Names = (
     (F, "scaled_dot_product_attention", scaled_dot_product_attention),
-    (F, "layer_norm", _layer_norm),
-    (F, "batch_norm", _batch_norm),
-    (F, "instance_norm", _instance_norm),
+    (F, "layer_norm", norms.layer_norm),
+    (F, "group_norm", norms.group_norm),
+    (F, "batch_norm", norms.batch_norm),
+    (F, "instance_norm", norms.instance_norm),
     (torch.backends.mha, "get_fastpath_enabled", _fastpath_enabled),
 )
+
+
+# Its name when the oldest, and the newest PyTorch is installed.
+_WITHOUT_REENTRANCE = [
+    name
+    for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+    if hasattr(checkpoint, name)
+]
+
+
+def _without_reentrance(start: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """`start` runs a checkpoint's first half and pauses; without gradients there is nothing to prepare."""
+
+    def started(*arguments: Any, **options: Any) -> Iterator[None]:
+        if forward_ad._current_level < 0:
+            return start(*arguments, **options)
+        if torch.is_grad_enabled():
+            refuse_checkpoint()
+        return iter((None,))
+
+    return started
+
+
+class _CheckpointFunction(_pytorch_checkpoint_function):
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            refuse_checkpoint()
+        return _pytorch_checkpoint_function.apply(*arguments)
+
+
+# The compiler cannot assign to a class, and looks into checkpoints by itself.
+_METHODS: _Names = (
+    *((checkpoint, name, _without_reentrance(getattr(checkpoint, name))) for name in _WITHOUT_REENTRANCE),
+    (checkpoint, "CheckpointFunction", _CheckpointFunction),
+    (torch.nn.modules.batchnorm._BatchNorm, "forward", norms.batch_norm_forward),
+    (torch.nn.SyncBatchNorm, "forward", norms.sync_batch_norm_forward),
+)
+
+# The same for calls by another name: one that a module took for itself, or that of the C++ function.
+_STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
+    pytorch_attention: scaled_dot_product_attention,
+    norms.pytorch_layer_norm: norms.layer_norm,
+    torch.layer_norm: norms.layer_norm,
+    norms.pytorch_group_norm: norms.group_norm,
+    torch.group_norm: norms.group_norm,
+    norms.pytorch_batch_norm: norms.batch_norm,
+    norms.pytorch_instance_norm: norms.instance_norm,
+}
+
+_MODE = RefuseWrongDerivatives(_STAND_INS)

@@ -30,6 +30,7 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
+from tvmatch.attention.refusals import hides_tangent
 from tvmatch.dual import Dual
 
 # Attention on Duals by the backend of a name.
@@ -53,7 +54,7 @@ def attend(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
     """
     if torch.compiler.is_compiling():
         plain = backend == "reference" or (backend == "auto" and q.value.device.type != "cuda")
-        if plain and is_single_level() and hides_tangent(q, k, v):
+        if plain and is_single_level() and hides_tangent((q, k, v)):
             return _attend_at_one_level(compute, q, k, v, "reference")
     result: Dual = _attend_eagerly(compute, q, k, v, backend)
     return result
@@ -68,7 +69,7 @@ def attend(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
 def _attend_eagerly(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
     if not is_single_level():
         return _attend_by_reference(compute, q, k, v, backend)
-    if not hides_tangent(q, k, v):
+    if not hides_tangent((q, k, v)):
         return compute(q, k, v, backend)
     return _attend_at_one_level(compute, q, k, v, backend)
 
@@ -91,12 +92,6 @@ def _attend_by_reference(compute: Attention, q: Dual, k: Dual, v: Dual, backend:
             'backend="auto" or "reference"'
         )
     return compute(q, k, v, "reference")
-
-
-def hides_tangent(*duals: Dual) -> bool:
-    """Whether a part carries a tangent of the open level."""
-    parts = [part for x in duals for part in x if part is not None]
-    return any(forward_ad.unpack_dual(part).tangent is not None for part in parts)
 
 
 def is_single_level() -> bool:

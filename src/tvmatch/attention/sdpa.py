@@ -16,7 +16,7 @@ from torch import Tensor
 from tvmatch.attention import attention, forward_mode
 from tvmatch.attention.arguments import MAX_HEAD_DIM
 from tvmatch.attention.reference import softmax_of_visible
-from tvmatch.dual import Dual
+from tvmatch.attention.refusals import hides_tangent
 
 
 def attend(
@@ -43,8 +43,7 @@ def _can_be_traced(
     """Whether the compiler sees the tangents, and nothing but plain operators that carry them."""
     if query.device.type == "cuda" and _has_kernel(query, value, attn_mask, dropout_p):
         return False
-    inputs = [Dual(x) for x in (query, key, value, attn_mask) if x is not None]
-    return forward_mode.is_single_level() and forward_mode.hides_tangent(*inputs)
+    return forward_mode.is_single_level() and hides_tangent((query, key, value, attn_mask))
 
 
 def _has_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:

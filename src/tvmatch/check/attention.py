@@ -141,7 +141,9 @@ def _draw(case: Case, setting: Setting, random: torch.Generator) -> Problem:
     lengths = {"q": case.queries, "k": case.keys, "v": case.keys}
 
     def draw(length: int) -> Tensor:
-        return torch.randn(batch, HEADS, length, case.head_dim, generator=random).to(setting.dtype)
+        return torch.randn(
+            batch, HEADS, length, case.head_dim, generator=random, dtype=torch.float32, device="cpu"
+        ).to(setting.dtype)
 
     inputs = [draw(lengths[x]) for x in ("q", "k", "v", *case.tangents)]
     return Problem(inputs, [draw(case.queries) for _ in range(1 + bool(case.tangents))])
@@ -185,11 +187,11 @@ def exact_attention(q: Dual, k: Dual, v: Dual, *, causal: bool, key_lengths: Ten
         key_lengths: (B,), or None for M; without keys the value is zero.
     """
     queries, keys = q.value.shape[2], k.value.shape[2]
-    kept = torch.ones(len(q.value), 1, queries, keys, dtype=torch.bool)
+    kept = torch.ones(len(q.value), 1, queries, keys, dtype=torch.bool, device="cpu")
     if causal:
         kept = kept.tril()
     if key_lengths is not None:
-        kept = kept & (torch.arange(keys) < key_lengths[:, None, None, None])
+        kept = kept & (torch.arange(keys, device="cpu") < key_lengths[:, None, None, None])
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Finite, so that a row without keys has no NaN before it becomes zero.

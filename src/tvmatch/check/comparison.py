@@ -89,7 +89,7 @@ class Comparison(NamedTuple):
 
 def perturbed(x: Tensor, relative: float, random: torch.Generator) -> Tensor:
     """x ∘ (1 + `relative` ξ), ξ uniform in [−1, 1]."""
-    uniform = torch.rand(x.shape, generator=random, dtype=x.dtype)
+    uniform = torch.rand(x.shape, generator=random, dtype=x.dtype, device=random.device)
     return x * (1 + relative * (2 * uniform - 1))
 
 

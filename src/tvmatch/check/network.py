@@ -141,17 +141,17 @@ def _compare(model: TrainedModel, setting: Setting) -> list[Comparison]:
 def _draw(model: TrainedModel) -> Inputs:
     """Standard normal data and noise; numbers that float32 can hold."""
     random = generator(0, "check", "inputs")
-    x0, noise = torch.randn(2, 2, *model.spec.shape, generator=random)
+    x0, noise = torch.randn(2, 2, *model.spec.shape, generator=random, dtype=torch.float32, device="cpu")
     weight = model.guidance[1] if isinstance(model.guidance, tuple) else model.guidance
     count = model.spec.class_count
     return Inputs(
         x0,
         noise,
-        t=torch.tensor([0.9, 0.6]),
-        s=torch.tensor([0.3, 0.5]),
-        s_prime=torch.tensor([0.7, 0.2]),
-        labels=torch.tensor([0, count]) if count else None,
-        guidance_weight=None if weight == 1 else torch.tensor([weight, 1.0]),
+        t=x0.new_tensor([0.9, 0.6]),
+        s=x0.new_tensor([0.3, 0.5]),
+        s_prime=x0.new_tensor([0.7, 0.2]),
+        labels=torch.tensor([0, count], device="cpu") if count else None,
+        guidance_weight=None if weight == 1 else x0.new_tensor([weight, 1.0]),
     )
 
 

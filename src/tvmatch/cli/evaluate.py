@@ -16,8 +16,8 @@ metrics.json in the run folder, or to the new file --out. With --reference, whic
 FID, sFID, Inception Score, precision and recall in Inception features, or the same in other features with
 --extractor, in a row for each guidance weight and number of steps; any checkpoint will do. These figures
 go to metrics_EXTRACTOR.json in the run folder or beside model.json, in place of those of this extractor
-that are there (--out keeps both). Started by torchrun, the processes
-share the work; their number changes no figure."""
+that are there (--out keeps both); those with --labels_from or --uint8 truncate go to a file of their own.
+Started by torchrun, the processes share the work; their number changes no figure."""
 
 
 def run(arguments: list[str]) -> int:

@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tvmatch.cli import options, results
+from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.errors import InputError
 from tvmatch.evaluation import (
     evaluate_features,
@@ -31,22 +32,30 @@ from tvmatch.evaluation import (
     load_reference,
     write_metrics,
 )
+from tvmatch.evaluation.collection import Uint8
 from tvmatch.evaluation.image_metrics import METRICS, check_request
 from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.provenance import provenance_line
+from tvmatch.evaluation.reference import is_array_file
 from tvmatch.files import parse_json
 from tvmatch.trained_model import TrainedModel, find_checkpoint
 from tvmatch.training.recipes import OneLineParser
+
+if TYPE_CHECKING:
+    from tvmatch.data.pixels import Crop
 
 SAMPLES = 50_000
 BATCH_SIZE = 64
 OPTIONS = (
     "reference",
     "reference_split",
+    "reference_crop",
     "extractor",
     "weights",
     "metrics",
     "guidance",
+    "labels_from",
+    "uint8",
     "batch_size",
     "cache",
 )
@@ -65,6 +74,13 @@ def add_options(parser: OneLineParser) -> None:
         "--reference_split", type=str, default=None, help="of a data set of images (default: train)"
     )
     parser.add_argument(
+        "--reference_crop",
+        type=str,
+        default=None,
+        help="of a data set of images: centre or dhariwal (default: that of the images that the model was "
+        "trained on; dhariwal where no file says it)",
+    )
+    parser.add_argument(
         "--extractor",
         type=str,
         default=None,
@@ -81,6 +97,7 @@ def add_options(parser: OneLineParser) -> None:
     parser.add_argument(
         "--guidance", type=str, default=None, help="weights w, 1.5,2, where the model takes several"
     )
+    options.add_label_options(parser)
     parser.add_argument("--batch_size", type=int, default=None, help="images at a time (default: 64)")
     parser.add_argument(
         "--cache",
@@ -97,12 +114,17 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
         InputError: for any option that does not fit the model, the extractor or the reference.
     """
     extractor_name: str = parsed.extractor or "inception"
-    path = _out(Path(parsed.checkpoint), parsed.out, extractor_name)
+    uint8: Uint8 = parsed.uint8 or "round"
+    path = _out(Path(parsed.checkpoint), parsed.out, [extractor_name, *_unusual(parsed)])
     metrics = None if parsed.metrics is None else tuple(name.strip() for name in parsed.metrics.split(","))
     if parsed.reference is None and metrics != ("is",):
         raise InputError(
             "reference: name real images or their statistics, --reference PATH; only the Inception Score can "
             "do without (--metrics is)"
+        )
+    if parsed.reference_crop is not None and (parsed.reference is None or is_array_file(parsed.reference)):
+        raise InputError(
+            f"reference_crop: only images of a data set are cropped, not {parsed.reference or 'no reference'}"
         )
     guidance = None if parsed.guidance is None else options.numbers("guidance", parsed.guidance, "1.5,2")
     batch_size = BATCH_SIZE if parsed.batch_size is None else parsed.batch_size
@@ -115,6 +137,8 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
         guidance=guidance,
         seed=parsed.seed,
         batch_size=batch_size,
+        labels_from=parsed.labels_from,
+        uint8=uint8,
     )
     extractor = load_extractor(
         extractor_name, model.device, None if parsed.weights is None else Path(parsed.weights)
@@ -129,6 +153,7 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
                     extractor,
                     model.output_shape,
                     split=parsed.reference_split or "train",
+                    crop=parsed.reference_crop or _crop_of_training(model, Path(parsed.checkpoint)),
                     with_vectors=metrics is None or "pr" in metrics,
                     cache=None if parsed.cache is None else Path(parsed.cache),
                     batch_size=batch_size,
@@ -145,6 +170,8 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
                 steps=steps,
                 guidance=guidance,
                 seed=parsed.seed,
+                labels_from=parsed.labels_from,
+                uint8=uint8,
                 batch_size=batch_size,
                 processes=processes,
                 on_progress=report,
@@ -160,28 +187,54 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
     return 0
 
 
+def _crop_of_training(model: TrainedModel, checkpoint: Path) -> "Crop | None":
+    """How the images were cropped that a model was trained on; None where nothing says it.
+
+    The checkpoint says it. For one of an earlier version, which does not, the run's configuration may, and
+    the latents that it names.
+    """
+    from tvmatch.data.latents import LatentsInfo  # here, because `datasets` takes a second to import
+    from tvmatch.data.pixels import Crop
+
+    crop = model.provenance.get("crop")
+    try:
+        if crop is None:
+            data = options.run_config(options.run_folder(checkpoint)).data
+            if isinstance(data, ImagesData):
+                crop = data.crop
+            elif isinstance(data, LatentsData):
+                crop = LatentsInfo.read(Path(data.latents).expanduser()).provenance.get("crop")
+    except InputError:
+        return None
+    return crop if crop in get_args(Crop) else None
+
+
 def _parameters(model: TrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.network.parameters())
 
 
-def _out(checkpoint: Path, given: str | None, extractor: str) -> Path:
+def _unusual(parsed: argparse.Namespace) -> list[str]:
+    """What the samples are made by that is not the default: other figures, in a file of their own."""
+    labels = [] if parsed.labels_from is None else [f"labels_{parsed.labels_from}"]
+    return labels + ([] if parsed.uint8 in (None, "round") else [f"uint8_{parsed.uint8}"])
+
+
+def _out(checkpoint: Path, given: str | None, names: list[str]) -> Path:
     """Where the figures go, checked before anything is computed.
 
-    Only the figures of this extractor that were measured before are replaced.
+    Only figures of the same names that were measured before are replaced.
     """
     try:
         folder = options.run_folder(checkpoint)
     except InputError:
         folder = find_checkpoint(checkpoint)
-    default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', extractor)}.json"
+    default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', '_'.join(names))}.json"
     path = default if given is None else Path(given)
     if path.is_dir():
         raise InputError(f"out: {path} is a folder, the figures go to a file")
     if path.exists() and (path.resolve() != default.resolve() or not _is_ours(path)):
         raise InputError(f"out: {path} exists already")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"out: {path} cannot be written, {above} is no folder that may be written to")
+    options.check_writable("out", path)
     return path
 
 

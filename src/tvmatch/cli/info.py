@@ -1,6 +1,7 @@
 """`tvmatch info`: what a checkpoint holds."""
 
 from pathlib import Path
+from typing import Any
 
 from tvmatch.data.spec import AutoencoderInfo
 from tvmatch.trained_model import Guidance, load, of_newest
@@ -32,9 +33,17 @@ def _facts(folder: Path) -> dict[str, object]:
         "guidance weight": _guidance(model.guidance),
         "parameterisation": "scaled" if model.scaled else "plain",
         "steps trained": f"{model.step:,}",
-        **{key.replace("_", " "): value for key, value in model.provenance.items() if key != "parameters"},
+        **_provenance(model.provenance),
         "size on disk": f"{sum(path.stat().st_size for path in folder.iterdir()) / 2**20:.1f} MiB",
     }
+
+
+def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    facts = {key.replace("_", " "): value for key, value in provenance.items() if key != "parameters"}
+    counts = facts.pop("class counts", None)
+    if counts:
+        facts["elements a class"] = f"{min(counts):,} to {max(counts):,}"
+    return facts
 
 
 def _autoencoder(info: AutoencoderInfo) -> str:

@@ -1,5 +1,6 @@
 """Option types and arguments that several commands share."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -38,14 +39,6 @@ def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
         raise InputError(f"{option}: must be numbers like {example}, got {text!r}") from None
 
 
-def names(text: str) -> list[str]:
-    """Labels from "3,cat": class names or numbers."""
-    labels = [part.strip() for part in text.split(",")]
-    if "" in labels:
-        raise InputError(f"labels: must be names or numbers like 3,cat, got {text!r}")
-    return labels
-
-
 def add_checkpoint_options(parser: OneLineParser) -> None:
     """CHECKPOINT, --device and --autoencoder: what `load_model` takes."""
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
@@ -55,6 +48,23 @@ def add_checkpoint_options(parser: OneLineParser) -> None:
         type=str,
         default=None,
         help="of a model of latents: folder or Hub name to load it from (default: as recorded)",
+    )
+
+
+def add_label_options(parser: OneLineParser) -> None:
+    """--labels_from and --uint8: how samples are made that are to be measured."""
+    parser.add_argument(
+        "--labels_from",
+        type=str,
+        default=None,
+        help="data or uniform: the label of each sample is drawn, as often as in the training data or all "
+        "alike (default: the classes in turn)",
+    )
+    parser.add_argument(
+        "--uint8",
+        type=str,
+        default=None,
+        help="round or truncate: how pixels become bytes (default: round)",
     )
 
 
@@ -104,6 +114,13 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
         ) from None
     autoencoder.check(spec.autoencoder)
     return autoencoder
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise an InputError that names the option unless a file can be made at `path`, or folders above it."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {path} cannot be written, {above} is no folder that may be written to")
 
 
 def device_of_process(name: str) -> str:

@@ -20,8 +20,8 @@ class ImageBatch(NamedTuple):
 
     Attributes:
         numbers: which, n of them.
-        values: uint8 pixels (n, 3, H, W), or, where the data set holds latents, float32 (n, 2C, h, w) as of
-            `ImageSource.moments`; None if n = 0.
+        values: uint8 pixels (n, channels, H, W), or, where the data set holds latents, float32 (n, 2C, h, w)
+            as of `ImageSource.moments`; None if n = 0.
         problems: what is wrong with the others.
     """
 
@@ -41,6 +41,7 @@ def read_batches(
     resolution: int | tuple[int, int],
     crop: Crop,
     workers: int,
+    channels: int = 3,
 ) -> AbstractContextManager[Iterator[ImageBatch]]:
     """The images of these numbers, a batch for each of `batches`, while the context lasts.
 
@@ -50,11 +51,12 @@ def read_batches(
         resolution: to crop and resize them to, in pixels.
         crop: how.
         workers: processes; 0 reads in this one.
+        channels: of pixels, 3 for RGB, 1 for grey.
 
     Raises:
         DataError: if a process ends, or reading fails in another way than by an image that cannot be read.
     """
-    return read_ahead(_Reader(source, resolution, crop), batches, workers)
+    return read_ahead(_Reader(source, resolution, crop, channels), batches, workers)
 
 
 class _Item(NamedTuple):
@@ -70,6 +72,7 @@ class _Reader:
     source: ImageSource
     resolution: int | tuple[int, int]
     crop: Crop
+    channels: int
 
     def __call__(self, numbers: Sequence[int]) -> ImageBatch:
         return _collate([self._item(number) for number in numbers])
@@ -79,8 +82,8 @@ class _Reader:
             latents = self.source.moments(number)
             if latents is not None:
                 return _Item(number, torch.from_numpy(latents), None)
-            pixels = self.source.pixels(number, self.resolution, self.crop)
-            return _Item(number, torch.tensor(pixels), None)
+            pixels = self.source.pixels(number, self.resolution, self.crop, self.channels)
+            return _Item(number, torch.tensor(pixels, device="cpu"), None)
         except InputError as error:
             return _Item(number, None, str(error))
 

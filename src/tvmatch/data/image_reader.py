@@ -70,14 +70,15 @@ class ImageSource:
         return self._images.name(self._row(index)[0], index)
 
     def pixels(
-        self, index: int, resolution: int | tuple[int, int], crop: Crop = "centre"
+        self, index: int, resolution: int | tuple[int, int], crop: Crop = "centre", channels: int = 3
     ) -> NDArray[np.uint8]:
-        """An image in RGB, cropped and resized as `pixels.decode` does: uint8 (3, H, W).
+        """An image in RGB or grey, cropped and resized as `pixels.decode` does: uint8 (channels, H, W).
 
         Args:
             index: its number.
             resolution: in pixels, one number for squares or (height, width).
             crop: "centre" or "dhariwal".
+            channels: 3 for RGB, 1 for grey.
 
         Raises:
             InputError: it cannot be read, or the crop cannot give this shape.
@@ -89,7 +90,7 @@ class ImageSource:
             content = self._images.content(image, place)
             if not content:
                 raise InputError("there is no image")
-            return decode(content, height, width, 3, crop)
+            return decode(content, height, width, channels, crop)
         except InputError as error:
             raise InputError(f"{self._images.name(image, index)}: {error}") from error
         except Exception as error:  # Pillow's readers raise every kind for a broken file

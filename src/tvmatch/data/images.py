@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.config import ImagesData
+from tvmatch.data.facts import count_classes
 from tvmatch.data.image_columns import find_classes, find_image_column
 from tvmatch.data.image_rows import EncodedImages
 from tvmatch.data.image_source import open_source
@@ -48,10 +49,12 @@ class ImageDataset(StoredDataset):
         labels: int64 class numbers, shape (number of rows,), or None.
         usable: the numbers of the rows to use, int64; the other rows hold no image.
         horizontal_flip: mirror each training image with probability 1/2.
+        crop: how the images were cropped.
 
     Attributes:
         spec: shape, class names and normalisation (mean and std 0.5).
         skipped: how many images could not be read and were left out.
+        crop: how the images were cropped.
     """
 
     def __init__(
@@ -62,12 +65,21 @@ class ImageDataset(StoredDataset):
         usable: Tensor,
         *,
         horizontal_flip: bool,
+        crop: Crop,
     ) -> None:
         super().__init__(spec, horizontal_flip=horizontal_flip)
+        self.crop = crop
         self.skipped = len(rows) - len(usable)
         self._rows = rows
         self._labels = labels
         self._usable = usable
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, those left out not counted; None without labels."""
+        if self._labels is None:
+            return None
+        return count_classes(self._labels[self._usable], self.spec.class_count)
 
     def __len__(self) -> int:
         """Number of images, those left out not counted."""
@@ -131,13 +143,14 @@ def load_images(options: ImagesData) -> ImageDataset:
         mean=(0.5,) * options.channels,
         std=(0.5,) * options.channels,
     )
-    labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy())
+    labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy(), device="cpu")
     return ImageDataset(
         rows.select_columns("pixels"),
         spec,
         labels,
         _usable_rows(rows, options.path),
         horizontal_flip=options.horizontal_flip,
+        crop=options.crop,
     )
 
 

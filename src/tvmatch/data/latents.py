@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.data.base import Batch, distinct_indices, epoch_indices, mirrored_at_random
+from tvmatch.data.facts import count_classes
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import parse_json, replacing
@@ -147,6 +148,19 @@ class LatentDataset:
         self.spec = self.info.spec
         shards = [_open(folder, shard, self.spec.shape) for shard in self.info.shards]
         self._rows = datasets.concatenate_datasets(shards)
+
+    @property
+    def crop(self) -> str | None:
+        """How the images were cropped before they were encoded; None where the folder does not say."""
+        return self.info.provenance.get("crop")
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, mirror images counted where they are stored; None without labels."""
+        if self.spec.class_names is None:
+            return None
+        labels = torch.tensor(self._rows.data.column("label").to_numpy(), dtype=torch.int64, device="cpu")
+        return count_classes(labels, self.spec.class_count)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -133,27 +133,96 @@ class DataSpec:
     def label_indices(self, labels: Sequence[int | str]) -> Tensor:
         """Class numbers of names or numbers, int64 of shape (len(labels),).
 
+        A text means the class of exactly that name; else, without blanks at its ends, the class of that name;
+        else the number that it is.
+
         Raises:
             InputError: for a name that no class has, a number outside 0 … K − 1, or data without classes.
         """
         if self.class_names is None:
             raise InputError(f"labels: this model has no classes, got {list(labels)[:3]}")
-        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64)
+        return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64, device="cpu")
+
+    def labels_in(self, text: str) -> Tensor:
+        """Class numbers of a list such as "3, cat", int64 of shape (number of labels,).
+
+        Names may contain commas, as ImageNet's "maillot, tank suit" does. A text that is one class's whole
+        name means that class; any other is cut at those commas that leave what `label_indices` takes.
+
+        Raises:
+            InputError: as `label_indices`; also where a place is empty, or there is more than one way to cut.
+        """
+        if self.class_names is None or self._find(text) is not None:
+            return self.label_indices([text])
+        parts = text.split(",")
+        longest = 1 + max(name.count(",") for name in self.class_names)
+        # For each number of parts that can be read as labels: where the last of these labels may begin.
+        begins: dict[int, list[int]] = {0: []}
+        for stop in range(1, len(parts) + 1):
+            starts = [k for k in range(max(0, stop - longest), stop) if k in begins]
+            found = [k for k in starts if self._find(",".join(parts[k:stop])) is not None]
+            if found:
+                begins[stop] = found
+        if len(parts) not in begins:
+            if not all(part.strip() for part in parts):
+                raise InputError(f"labels: must be names or numbers like 3,cat, got {text!r}")
+            return self.label_indices(parts)  # which says what is wrong with one of them
+        # With the longest and the shortest names from the end: the same if there is one way only.
+        long, short = (self.label_indices(_cut(parts, begins, choose)) for choose in (min, max))
+        if not torch.equal(long, short):
+            ways = " or ".join(",".join(map(str, way.tolist())) for way in (long, short))
+            raise InputError(
+                f"labels: {_shortened(text)!r} can be cut into names of classes in several ways, since some "
+                f"hold commas; write their numbers, {_shortened(ways)}"
+            )
+        return long
 
     def _label_index(self, label: int | str) -> int:
-        """The class that a name or a number means; digits are a number if no class is called so."""
+        """The class that a name or a number means."""
         assert self.class_names is not None
-        if isinstance(label, str) and label in self.class_names:
-            return self.class_names.index(label)
+        index = self._find(label)
+        if index is not None:
+            return index
         try:
-            # Not int(label), which would take 1.5 for 1.
-            index = int(label) if isinstance(label, str) else operator.index(label)
+            number = _number(label)
         except (TypeError, ValueError) as error:
             shown = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
             raise InputError(f"labels: no class is named {label!r}; the classes are {shown}") from error
-        if not 0 <= index < len(self.class_names):
-            raise InputError(f"labels: {index} is outside 0 … {len(self.class_names) - 1}")
-        return index
+        raise InputError(f"labels: {number} is outside 0 … {len(self.class_names) - 1}")
+
+    def _find(self, label: int | str) -> int | None:
+        """The class that a name or a number means, None if there is none; a name goes before a number."""
+        assert self.class_names is not None
+        if isinstance(label, str):
+            for name in (label, label.strip()):
+                if name in self.class_names:
+                    return self.class_names.index(name)
+        try:
+            number = _number(label)
+        except (TypeError, ValueError):
+            return None
+        return number if 0 <= number < len(self.class_names) else None
+
+
+def _number(label: int | str) -> int:
+    # Not int(label) of anything, which would take 1.5 for 1.
+    return int(label) if isinstance(label, str) else operator.index(label)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _cut(
+    parts: Sequence[str], begins: Mapping[int, Sequence[int]], choose: Callable[[Sequence[int]], int]
+) -> list[str]:
+    """The labels of one reading, from the last label, whose beginning is chosen, to the first."""
+    labels, stop = [], len(parts)
+    while stop:
+        start = choose(begins[stop])
+        labels.append(",".join(parts[start:stop]))
+        stop = start
+    return labels[::-1]
 
 
 def _tuple(x: Any) -> Any:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
+from tvmatch.data.facts import count_classes
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
@@ -61,6 +62,11 @@ class TensorDataset(StoredDataset):
             std=tuple(std) if std is not None else (0.5 if image else 1.0,) * size,
         )
         super().__init__(spec, horizontal_flip=horizontal_flip)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Elements of each class; None without labels."""
+        return None if self._labels is None else count_classes(self._labels, self.spec.class_count)
 
     def __len__(self) -> int:
         """Number of elements."""
@@ -145,4 +151,4 @@ def _class_numbers(labels: Labels) -> Tensor:
         if number is None or abs(number) >= 2**63:
             raise InputError(f"labels: must be integers, that of element {place} is {reprlib.repr(label)}")
         numbers.append(number)
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

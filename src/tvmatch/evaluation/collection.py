@@ -6,6 +6,7 @@ Shapes: n images in B a batch; d pooled and s spatial features, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,25 +21,52 @@ from tvmatch.evaluation.statistics import Moments, RunningGaussian
 ImageSource = Callable[[range], Tensor]
 """Images of consecutive numbers: in [0, 1], (B, C, H, W) with one channel or three."""
 
-ROUNDING = "round(255 x) clipped to 0 … 255"
-"""How images become bytes, for provenance."""
+Uint8 = Literal["round", "truncate"]
+"""How images become bytes: to the nearest, or to the one below, which is half a level darker on average."""
+
+ROUNDING: dict[Uint8, str] = {
+    "round": "round(255 x) clipped to 0 … 255",
+    "truncate": "floor(255 x) clipped to 0 … 255",
+}
+"""The same for provenance."""
 
 
-def to_bytes(images: Tensor) -> Tensor:
+def check_uint8(rule: str) -> None:
+    """Raise InputError unless `rule` is one of `Uint8`."""
+    if rule not in ROUNDING:
+        raise InputError(f"uint8: must be {' or '.join(ROUNDING)}, got {rule!r}")
+
+
+def as_uint8(images: Tensor, rule: Uint8 = "round") -> Tensor:
+    """Images in [0, 1], (B, C, H, W), as uint8 of this shape on the CPU.
+
+    Bytes that were divided by 255 come back exactly if they are rounded, one lower at times if truncated.
+
+    Raises:
+        InputError: for another shape, or a pixel that is not finite.
+    """
+    check_uint8(rule)
+    if images.ndim != 4:
+        raise InputError(f"images: must have shape (B, C, H, W), got {tuple(images.shape)}")
+    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise InputError(f"images: {broken} of {len(images)} have a pixel that is not finite")
+    levels = images.detach().cpu().mul(255)
+    levels = levels.round_() if rule == "round" else levels.floor_()
+    return levels.clamp_(0, 255).to(torch.uint8)
+
+
+def to_bytes(images: Tensor, rule: Uint8 = "round") -> Tensor:
     """Images in [0, 1], (B, 1 or 3, H, W), as the uint8 (B, 3, H, W) that a PNG file would hold.
 
-    Grey images get three equal channels. Bytes that were divided by 255 come back exactly.
+    Grey images get three equal channels.
 
     Raises:
         InputError: for another number of channels, or a pixel that is not finite.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InputError(f"images: must have shape (B, 1 or 3, H, W), got {tuple(images.shape)}")
-    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
-    if broken:
-        raise InputError(f"images: {broken} of {len(images)} have a pixel that is not finite")
-    rounded = images.detach().cpu().mul(255).round_().clamp_(0, 255).to(torch.uint8)
-    return rounded.expand(-1, 3, -1, -1).contiguous()
+    return as_uint8(images, rule).expand(-1, 3, -1, -1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -56,7 +84,7 @@ def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes
     Raises:
         InputError: if it does not give one vector an image.
     """
-    features = extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    features = extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8, device="cpu"))
     sizes = []
     for name, values in features._asdict().items():
         if values is not None and (values.ndim != 2 or values.shape[0] != 1 or values.shape[1] < 1):
@@ -114,6 +142,7 @@ def collect(
     *,
     batch_size: int,
     processes: Processes,
+    uint8: Uint8 = "round",
     on_progress: Progress | None = None,
 ) -> Collected | None:
     """Features of `count` images, in batches that several processes share.
@@ -129,6 +158,7 @@ def collect(
         kept: what to keep of the features beside the statistics of the pooled ones.
         batch_size: images at a time.
         processes: that share the work.
+        uint8: how the images become the bytes that the extractor sees.
         on_progress: called with the images done, as if all processes were equally fast, and all.
 
     Returns:
@@ -143,8 +173,8 @@ def collect(
         raise InputError(f"samples: must be at least 2, got {count}")
     pooled = RunningGaussian(sizes.pooled)
     spatial = RunningGaussian(sizes.spatial or 0)
-    vectors = [torch.zeros(0, sizes.pooled)]
-    logits = [torch.zeros(0, sizes.logits or 0)]
+    vectors = [torch.zeros(0, sizes.pooled, dtype=torch.float32, device="cpu")]
+    logits = [torch.zeros(0, sizes.logits or 0, dtype=torch.float32, device="cpu")]
     seconds, timed = 0.0, 0
     share = processes.share(-(-count // batch_size))
     for done, batch in enumerate(share, start=1):
@@ -153,7 +183,7 @@ def collect(
         values = images(numbers)
         if done > 1 or len(share) == 1:
             seconds, timed = seconds + perf_counter() - start, timed + len(numbers)
-        features = extractor(to_bytes(values))
+        features = extractor(to_bytes(values, uint8))
         pooled.update(features.pooled)
         if kept.spatial and features.spatial is not None:
             spatial.update(features.spatial)
@@ -166,7 +196,9 @@ def collect(
     parts = _joined(pooled, processes), _joined(spatial, processes) if kept.spatial else None
     all_vectors = processes.gather(torch.cat(vectors))
     all_logits = processes.gather(torch.cat(logits))
-    speeds = processes.gather(torch.tensor(timed / seconds if timed else 0.0, dtype=torch.float64))
+    speeds = processes.gather(
+        torch.tensor(timed / seconds if timed else 0.0, dtype=torch.float64, device="cpu")
+    )
     if not processes.is_first:
         return None
     return Collected(
@@ -182,9 +214,10 @@ def collect(
 def _joined(running: RunningGaussian, processes: Processes) -> RunningGaussian:
     """What all processes have seen, in the first of them."""
     moments = running.moments()
-    counts = processes.gather(torch.tensor(moments.count))
+    counts = processes.gather(torch.tensor(moments.count, device="cpu"))
     means = processes.gather(moments.mean)
     scatters = processes.gather(moments.scatter)
-    for count, mean, scatter in zip(counts[1:], means[1:], scatters[1:], strict=True):
-        running.merge(Moments(int(count), mean, scatter))
+    rows = processes.gather(moments.rows)
+    for part in zip(counts[1:], means[1:], scatters[1:], rows[1:], strict=True):
+        running.merge(Moments(int(part[0]), *part[1:]))
     return running

@@ -3,7 +3,6 @@
 Shapes: n vectors of d features; r is the rank of a covariance.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,19 +11,42 @@ from torch import Tensor
 from tvmatch.errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
 class GaussianStatistics:
     """Mean and covariance of a set of feature vectors.
 
-    Attributes:
+    The covariance is given as a matrix, or as a factor R with S = R Rᵀ, or as both. Of n < d vectors the
+    factor (d, n) is far smaller than the matrix, which then is computed only if somebody asks for it: that of
+    128 × 128 colour images has 49,152² entries, 19 GB.
+
+    Args:
         mean: float64, (d,).
         covariance: float64, symmetric and positive semi-definite, (d, d).
-        factor: R of shape (d, r) with covariance R Rᵀ, where one is known; it saves `root` its work.
+        factor: R, float64 of shape (d, r); it saves `root` its work.
+
+    Raises:
+        ValueError: if neither covariance nor factor is given.
     """
 
-    mean: Tensor
-    covariance: Tensor
-    factor: Tensor | None = None
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None, factor: Tensor | None = None) -> None:
+        if covariance is None and factor is None:
+            raise ValueError("a Gaussian needs a covariance or a factor of it")
+        self.mean = mean
+        self._covariance = covariance
+        self._factor = factor
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """S, symmetric, (d, d)."""
+        if self._covariance is not None:
+            return self._covariance
+        assert self._factor is not None
+        covariance = self._factor @ self._factor.T
+        return (covariance + covariance.T) / 2  # a matrix product need not be symmetric to the last bit
+
+    @property
+    def trace(self) -> Tensor:
+        """Tr S, without the matrix where a factor is known."""
+        return self.covariance.trace() if self._factor is None else self._factor.square().sum()
 
     @cached_property
     def root(self) -> Tensor:
@@ -34,8 +56,8 @@ class GaussianStatistics:
         cannot tell from zero are dropped: the square root of such a "zero" (1e-16) would be a far
         larger 1e-8, once for every constant pixel. This costs about 10 d³ operations, once.
         """
-        if self.factor is not None:
-            return self.factor
+        if self._factor is not None:
+            return self._factor
         eigenvalues, eigenvectors = _eigh(self.covariance)
         rounding = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
         kept = eigenvalues > rounding.clamp(min=0)
@@ -62,8 +84,8 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def fit_gaussian(features: Tensor) -> GaussianStatistics:
     """Mean and unbiased covariance (divided by n − 1) of `features`, (n, d) of any float type.
 
-    Constant features and fewer vectors than features are fine: the covariance is singular then. (With
-    fewer, the centred vectors themselves are its factor, and no d × d matrix need be decomposed.)
+    Constant features and fewer vectors than features are fine: the covariance is singular then. (With no more
+    vectors than features, the centred vectors themselves are its factor, and there is no d × d matrix.)
 
     Raises:
         InputError: if `features` is not of shape (n ≥ 2, d ≥ 1) or has a non-finite entry.
@@ -76,8 +98,10 @@ def fit_gaussian(features: Tensor) -> GaussianStatistics:
         raise InputError(f"features: {broken} of {len(features)} vectors have a non-finite entry")
     mean = features.mean(dim=0)
     centred = features - mean
-    factor = centred.T / (len(features) - 1) ** 0.5
-    return GaussianStatistics(mean, factor @ factor.T, factor if factor.shape[1] <= factor.shape[0] else None)
+    factor = centred.div_((len(features) - 1) ** 0.5).T
+    if factor.shape[1] <= factor.shape[0]:
+        return GaussianStatistics(mean, factor=factor)
+    return GaussianStatistics(mean, factor @ factor.T)
 
 
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
@@ -88,7 +112,8 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     (Dowson and Landau 1982; Heusel et al., arXiv 1706.08500, Eq. 6). The eigenvalues of
     S_a^½ S_b S_a^½ are the squared singular values of R_aᵀ R_b for any factors S = R Rᵀ, so the last
     trace is the sum of these singular values. This takes no square root of a rounded eigenvalue and
-    is stable for singular covariances. In the units of the features, squared; never negative.
+    is stable for singular covariances. Where factors are known, nothing of size d × d is made. In the units
+    of the features, squared; never negative.
 
     Raises:
         InputError: if the two have different numbers of features.
@@ -97,6 +122,6 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
         raise InputError(f"features: the two sets have {len(a.mean)} and {len(b.mean)} features a vector")
     between_means = (a.mean - b.mean).square().sum()
     cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
-    distance = between_means + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    distance = between_means + a.trace + b.trace - 2 * cross
     # Equal sets may give −1e-15 times the traces by rounding.
     return max(0.0, float(distance))

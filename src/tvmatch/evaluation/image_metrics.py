@@ -5,17 +5,18 @@ Shapes: n samples; d features.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from tvmatch.errors import InputError
 from tvmatch.evaluation.collection import (
     Collected,
     FeatureSizes,
     Kept,
+    Uint8,
+    check_uint8,
     collect,
     feature_sizes,
 )
@@ -24,6 +25,7 @@ from tvmatch.evaluation.frechet import frechet_distance
 from tvmatch.evaluation.generation import Progress, check_steps
 from tvmatch.evaluation.inception_score import inception_score
 from tvmatch.evaluation.manifold import precision_recall
+from tvmatch.evaluation.numbered import LabelsFrom, numbered_samples, sample_labels
 from tvmatch.evaluation.processes import ALONE, Processes
 from tvmatch.evaluation.provenance import provenance_line, provenance_of
 from tvmatch.evaluation.reference_files import Reference
@@ -47,14 +49,16 @@ def evaluate_features(
     steps: Sequence[int] = (1, 2, 4),
     guidance: Sequence[float] | None = None,
     seed: int = 0,
+    labels_from: LabelsFrom | None = None,
+    uint8: Uint8 = "round",
     batch_size: int = 64,
     processes: Processes = ALONE,
     on_progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Figures of `count` samples for every guidance weight and number of steps.
 
-    Sample k has the noise of (seed, k) and class k mod K, for every row and any number of processes.
-    Images are rounded to bytes, as a PNG file would, before the extractor sees them.
+    Sample k has the noise of (seed, k) and class k mod K, or one drawn for (seed, k), for every row and any
+    number of processes. Images are rounded to bytes, as a PNG file would, before the extractor sees them.
 
     Args:
         model: that gives images: of pixels, or of latents with its decoder.
@@ -67,7 +71,9 @@ def evaluate_features(
         count: of samples, n.
         steps: numbers of network evaluations a sample.
         guidance: weights w; by default the model's one, or the highest of its range.
-        seed: of the noise.
+        seed: of the noise, and of drawn labels.
+        labels_from: labels drawn as often as in the training "data", or "uniform" ones, in place of k mod K.
+        uint8: "truncate" has the samples' bytes truncated; those of the reference are what they are.
         batch_size: samples at a time, in each process.
         processes: that share the work; every one must call this function.
         on_progress: called with the samples done and all, over all rows.
@@ -75,13 +81,14 @@ def evaluate_features(
     Returns:
         In the first process {"provenance": what all rows have in common, "warnings": [lines], "rows":
         [{"guidance", "steps", "fid", …, "images_per_second", "provenance": one line}]}; None in others.
+        Rows of drawn labels or truncated bytes say so by "labels_from" and "uint8" besides.
         Images a second count the sampling alone, of all processes together, without each one's first batch
         where there are more.
 
     Raises:
         InputError: for a model that gives no images, a metric that extractor or reference do not allow, too
-            few samples for one, steps, guidance, count, seed or batch size out of range, or samples that are
-            not finite.
+            few samples for one, steps, guidance, count, seed or batch size out of range, labels that cannot
+            be drawn so, or samples that are not finite.
     """
     check_request(
         model,
@@ -91,7 +98,10 @@ def evaluate_features(
         guidance=guidance,
         seed=seed,
         batch_size=batch_size,
+        labels_from=labels_from,
+        uint8=uint8,
     )
+    labels = sample_labels(model, labels_from, seed)
     weights = _default_guidance(model) if guidance is None else guidance
     _, height, width = model.output_shape
     sizes = feature_sizes(extractor, height, width)
@@ -106,24 +116,30 @@ def evaluate_features(
     for line in warnings:
         _LOGGER.warning("%s", line)
 
-    common = provenance_of(model, extractor, reference, count, seed, batch_size, processes)
+    common = provenance_of(
+        model, extractor, reference, count, seed, batch_size, processes, labels_from, uint8
+    )
+    unusual: dict[str, Any] = {} if labels_from is None else {"labels_from": labels_from}
+    unusual |= {} if uint8 == "round" else {"uint8": uint8}
     rows: list[dict[str, Any]] = []
     grid = [(weight, step_count) for weight in weights for step_count in steps]
     for row, (weight, step_count) in enumerate(grid):
         collected = collect(
-            _samples(model, step_count, weight, seed),
+            numbered_samples(model, labels, steps=step_count, guidance=weight, seed=seed),
             count,
             extractor,
             sizes,
             kept,
             batch_size=batch_size,
             processes=processes,
+            uint8=uint8,
             on_progress=_in_row(on_progress, row, len(grid)),
         )
         if collected is not None:
             place = {"guidance": weight, "steps": step_count}
             rows.append(
                 place
+                | unusual
                 | _figures(collected, reference, chosen, extractor, model.device)
                 | {"images_per_second": collected.images_per_second}
                 | {"provenance": provenance_line(common | place)}
@@ -140,6 +156,8 @@ def check_request(
     guidance: Sequence[float] | None,
     seed: int,
     batch_size: int,
+    labels_from: LabelsFrom | None = None,
+    uint8: Uint8 = "round",
 ) -> None:
     """All of `evaluate_features` that can be wrong before a reference is known, which may take hours.
 
@@ -158,6 +176,8 @@ def check_request(
         raise InputError(f"seed: must not be negative, got {seed}")
     if batch_size < 1:
         raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+    check_uint8(uint8)
+    sample_labels(model, labels_from, seed)
     if guidance is None:
         return
     low, high = model.guidance if isinstance(model.guidance, tuple) else (model.guidance, model.guidance)
@@ -239,24 +259,6 @@ def _warnings(
                 "equally many images"
             )
     return lines
-
-
-def _samples(model: TrainedModel, steps: int, guidance: float, seed: int) -> Callable[[range], Tensor]:
-    """Samples of consecutive numbers; sample k is of class k mod K."""
-    classes = model.spec.class_count
-
-    def samples(numbers: range) -> Tensor:
-        return model.sample(
-            [k % classes for k in numbers] if classes else None,
-            count=None if classes else len(numbers),
-            first=numbers.start,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            batch_size=len(numbers),
-        )
-
-    return samples
 
 
 def _in_row(on_progress: Progress | None, row: int, rows: int) -> Progress | None:

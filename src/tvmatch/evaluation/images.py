@@ -26,7 +26,8 @@ def evaluate_images(
     both covariances are singular and the distance of two *real* sets is far from 0, the more so the
     smaller `count` is. So compare only numbers of the same `count`, and with `real_frechet`:
     a ratio of 1 is as close as real images come. A distance of 32 × 32 colour images takes
-    one core about 0.3 s for 500 images, 3 s for 2,000, and 15 s for more than there are pixels.
+    one core about 0.3 s for 500 images, 3 s for 2,000, and 15 s for more than there are pixels. Memory is
+    that of the images in float64, some times over, until there are more of them than pixels.
 
     Args:
         sample: `TrainedModel.sample` or anything called like it.

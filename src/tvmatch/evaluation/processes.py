@@ -57,16 +57,16 @@ class Processes:
         with _noticing_the_dead():
             if not self.is_first:
                 sizes = [tensor.ndim, *tensor.shape]
-                dist.send(torch.tensor(sizes + [0] * (_MOST_SIZES - len(sizes))), 0)
+                dist.send(torch.tensor(sizes + [0] * (_MOST_SIZES - len(sizes)), device="cpu"), 0)
                 if tensor.numel():
                     dist.send(tensor.contiguous(), 0)
                 return [tensor]
             gathered = [tensor]
             for rank in range(1, self.count):
-                header = torch.empty(_MOST_SIZES, dtype=torch.int64)
+                header = torch.empty(_MOST_SIZES, dtype=torch.int64, device="cpu")
                 dist.recv(header, rank)
                 rank_sizes = header[1 : 1 + int(header[0])].tolist()
-                received = torch.empty(rank_sizes, dtype=tensor.dtype)
+                received = torch.empty(rank_sizes, dtype=tensor.dtype, device="cpu")
                 if received.numel():
                     dist.recv(received, rank)
                 gathered.append(received)
@@ -76,7 +76,7 @@ class Processes:
         """The first process's `answer`, in all of them."""
         if self.count == 1:
             return answer
-        told = torch.tensor([int(answer)])
+        told = torch.tensor([int(answer)], device="cpu")
         with _noticing_the_dead():
             dist.broadcast(told, 0)
         return bool(told)

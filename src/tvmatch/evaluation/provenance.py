@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from tvmatch.evaluation.collection import ROUNDING
+from tvmatch.evaluation.collection import ROUNDING, Uint8
 from tvmatch.evaluation.extractors import Extractor
+from tvmatch.evaluation.numbered import LabelsFrom
 from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.reference_files import Reference
 from tvmatch.trained_model import TrainedModel
@@ -24,6 +25,8 @@ def provenance_of(
     seed: int,
     batch_size: int,
     processes: Processes,
+    labels_from: LabelsFrom | None,
+    uint8: Uint8,
 ) -> dict[str, Any]:
     """All that the figures depend on but guidance and steps, as plain values."""
     _, height, width = model.output_shape
@@ -37,10 +40,11 @@ def provenance_of(
     return {
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint,
-        "rounding": ROUNDING,
+        "rounding": ROUNDING[uint8],
         "resolution": [height, width],
         "samples": count,
         "classes": model.spec.class_count,
+        "labels_from": labels_from or ("k mod K" if model.spec.class_count else None),
         "reference": None if reference is None else dict(reference.provenance),
         "seed": seed,
         "batch_size": batch_size,
@@ -84,7 +88,7 @@ def provenance_line(provenance: dict[str, Any]) -> str:
         f"extractor {provenance['extractor']} {provenance['extractor_fingerprint'][:12]}",
         f"{provenance['samples']:,} samples",
         f"{'×'.join(map(str, provenance['resolution']))} pixels as uint8, {provenance['rounding']}",
-        f"labels k mod {provenance['classes']}" if provenance["classes"] else "no labels",
+        _label_words(provenance),
         "no reference" if reference is None else _reference_words(reference),
         f"seed {provenance['seed']}",
     ]
@@ -97,6 +101,15 @@ def provenance_line(provenance: dict[str, Any]) -> str:
         ", ".join(f"{name} {number}" for name, number in provenance["versions"].items()),
     ]
     return "; ".join(parts)
+
+
+def _label_words(provenance: dict[str, Any]) -> str:
+    if not provenance["classes"]:
+        return "no labels"
+    return {
+        "data": f"labels drawn as the training data of {provenance['classes']} classes have them",
+        "uniform": f"labels drawn uniformly of {provenance['classes']} classes",
+    }.get(provenance["labels_from"], f"labels k mod {provenance['classes']}")
 
 
 def _reference_words(reference: dict[str, Any]) -> str:

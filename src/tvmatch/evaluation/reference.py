@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,12 +27,16 @@ from tvmatch.evaluation.npz import NpzReader
 from tvmatch.evaluation.processes import ALONE, Processes
 from tvmatch.evaluation.reference_files import Reference
 
+if TYPE_CHECKING:
+    from tvmatch.data.pixels import Crop
+
 _LOGGER = logging.getLogger(__name__)
 
 MOST_VECTORS = 50_000
 """Real images whose features precision and recall see, at most: a random choice of them."""
 
 _HUB_TIMEOUT = 10.0
+_MOST_CACHED = 16_384  # features, whose covariance takes 2 GB
 _MOST_WORKERS = 4  # processes that decode images, for each one that extracts features
 
 
@@ -61,6 +65,7 @@ def load_reference(
     shape: tuple[int, ...],
     *,
     split: str = "train",
+    crop: "Crop | None" = None,
     with_vectors: bool = False,
     cache: Path | None = None,
     batch_size: int = 64,
@@ -85,6 +90,9 @@ def load_reference(
         extractor: images to features.
         shape: (C, H, W) of the samples.
         split: of a data set of images.
+        crop: how images of a data set are cropped, best as those that the model was trained on. By default as
+            ImageNet is for every published reference ("dhariwal"), or about the centre where that crop, which
+            makes squares, cannot be.
         with_vectors: also the features themselves, for precision and recall; a file of statistics alone has
             none.
         cache: folder; by default `default_cache()`.
@@ -96,8 +104,8 @@ def load_reference(
         The reference in the first process, None in others.
 
     Raises:
-        InputError: nothing readable there, images of another resolution, statistics of another number of
-            features or another extractor, not finite or not symmetric; a batch size < 1.
+        InputError: nothing readable there, a crop that there is not, images of another resolution, statistics
+            of another number of features or another extractor, not finite or not symmetric; a batch size < 1.
     """
     if batch_size < 1:
         raise InputError(f"batch_size: must be at least 1, got {batch_size}")
@@ -112,12 +120,17 @@ def load_reference(
         on_progress,
     )
     local = Path(path).expanduser()
-    suffix = local.suffix.lower()
-    if suffix in (".npz", ".pkl") and not local.is_dir():
+    if is_array_file(path):
         if not local.is_file():
             raise InputError(f"reference: {path}: no such file")
-        return _from_npz(local, work) if suffix == ".npz" else _from_pickle(local, work)
-    return _from_images(path, split, work)
+        return _from_npz(local, work) if local.suffix.lower() == ".npz" else _from_pickle(local, work)
+    return _from_images(path, split, crop, work)
+
+
+def is_array_file(path: str) -> bool:
+    """Whether a reference is a file of arrays, .npz or .pkl, not a data set of images."""
+    local = Path(path).expanduser()
+    return local.suffix.lower() in (".npz", ".pkl") and not local.is_dir()
 
 
 def _from_pickle(path: Path, work: _Work) -> Reference | None:
@@ -161,21 +174,26 @@ def _from_npz(path: Path, work: _Work) -> Reference | None:
     return Reference(stored.pooled, stored.spatial, computed.vectors, stored.count, provenance)
 
 
-def _from_images(path: str, split: str, work: _Work) -> Reference | None:
+def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Reference | None:
     # Here, because `datasets` takes a second to import.
     from tvmatch.data.image_batches import available_cores, read_batches
     from tvmatch.data.image_reader import open_images
+    from tvmatch.data.pixels import check_crop
 
     height, width = work.shape[1:]
-    # As ImageNet is cropped for every published reference; that crop makes squares only.
-    crop: Literal["dhariwal", "centre"] = "dhariwal" if height == width else "centre"
-    grey = work.shape[0] == 1
+    if crop is None:
+        crop = "dhariwal" if height == width else "centre"
+    try:
+        check_crop(crop, height, width)
+    except InputError as error:
+        raise InputError(str(error).replace("data.crop:", "reference_crop:")) from error
+    channels = 1 if work.shape[0] == 1 else 3
     facts = {
         "source": path,
         "fingerprint": source_fingerprint(path) if work.processes.is_first else None,
         "split": split,
         "crop": crop,
-        "channels": 1 if grey else 3,
+        "channels": channels,
     }
 
     @contextmanager
@@ -200,18 +218,12 @@ def _from_images(path: str, split: str, work: _Work) -> Reference | None:
                 raise InputError(f"reference: {read.problems[0]}")
             if read.values is None or read.values.dtype != torch.uint8:
                 raise InputError(f"reference: {path} holds latents, it must hold images")
-            return (_luma(read.values) if grey else read.values) / 255
+            return read.values.float() / 255
 
-        with read_batches(source, own, (height, width), crop, workers) as decoded:
+        with read_batches(source, own, (height, width), crop, workers, channels) as decoded:
             yield batch, len(source)
 
     return _computed(facts, images, work)
-
-
-def _luma(images: Tensor) -> Tensor:
-    """Grey bytes of colour ones, (B, 3, H, W) to (B, 1, H, W): ITU-R 601, rounded, as Pillow does it."""
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True).add(1 << 15).div(1 << 16, rounding_mode="floor")
 
 
 def _computed(
@@ -252,7 +264,9 @@ def _computed(
     reference = Reference(
         collected.pooled, collected.spatial, vectors, count, facts | {"images": count, "kind": "images"}
     )
-    if path is not None:
+    if path is not None and len(reference.pooled.mean) > _MOST_CACHED:
+        _LOGGER.warning("reference statistics are not kept: their covariance takes gigabytes")
+    elif path is not None:
         try:
             reference_files.write_cache(path, reference)
         except OSError as error:  # the figures are worth more than the cache

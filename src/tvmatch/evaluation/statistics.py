@@ -20,15 +20,19 @@ _ROWS = 1024
 class Moments:
     """What is known of the vectors seen so far, float64 on the CPU.
 
+    Their scatter matrix Σ (x − μ)(x − μ)ᵀ is `scatter` + `rows`ᵀ `rows`.
+
     Attributes:
         count: their number n.
         mean: μ, (d,).
-        scatter: Σ (x − μ)(x − μ)ᵀ, (d, d).
+        scatter: (d, d), or (0, d) where there are only rows.
+        rows: (r, d) with r ≤ d.
     """
 
     count: int
     mean: Tensor
     scatter: Tensor
+    rows: Tensor
 
 
 class RunningGaussian:
@@ -39,7 +43,8 @@ class RunningGaussian:
         δ = μ_b − μ_a,  n = n_a + n_b,  μ = μ_a + (n_b / n) δ,  M = M_a + M_b + (n_a n_b / n) δ δᵀ
 
     which loses no digits where the mean is large beside the spread, as Σ x xᵀ − n μ μᵀ would. 50,000 vectors
-    of 2,048 features take 4e11 operations, half a minute of a CPU core.
+    of 2,048 features take 4e11 operations, half a minute of a CPU core. The matrix M is made when there are
+    more vectors than features; until then rows R with M = Rᵀ R are kept, which are fewer numbers.
 
     Args:
         features: d.
@@ -47,8 +52,9 @@ class RunningGaussian:
 
     def __init__(self, features: int) -> None:
         self._count = 0
-        self._mean = torch.zeros(features, dtype=torch.float64)
-        self._scatter = torch.zeros(features, features, dtype=torch.float64)
+        self._mean = torch.zeros(features, dtype=torch.float64, device="cpu")
+        self._scatter = torch.zeros(0, features, dtype=torch.float64, device="cpu")
+        self._rows: list[Tensor] = []
         self._waiting: list[Tensor] = []
 
     def update(self, features: Tensor) -> None:
@@ -77,13 +83,16 @@ class RunningGaussian:
             raise InputError(f"features: {len(other.mean)} features a vector are added to {len(self._mean)}")
         if other.count:
             self._add_waiting()
-            self._add(other.count, other.mean, other.mean.new_zeros(0, len(other.mean)))
-            self._scatter += other.scatter
+            self._add(other.count, other.mean, other.rows)
+            if len(other.scatter):
+                self._make_matrix()
+                self._scatter += other.scatter
 
     def moments(self) -> Moments:
         """Number, mean and scatter matrix of the vectors so far."""
         self._add_waiting()
-        return Moments(self._count, self._mean.clone(), self._scatter.clone())
+        rows = torch.cat([self._mean.new_zeros(0, len(self._mean)), *self._rows])
+        return Moments(self._count, self._mean.clone(), self._scatter.clone(), rows)
 
     def statistics(self) -> GaussianStatistics:
         """Mean and unbiased covariance (divided by n − 1), symmetric to the last bit.
@@ -94,6 +103,8 @@ class RunningGaussian:
         seen = self.moments()
         if seen.count < 2:
             raise InputError(f"features: a covariance needs at least 2 vectors, there are {seen.count}")
+        if not len(seen.scatter):
+            return GaussianStatistics(seen.mean, factor=seen.rows.T / (seen.count - 1) ** 0.5)
         return GaussianStatistics(seen.mean, (seen.scatter + seen.scatter.T) / (2 * (seen.count - 1)))
 
     def _add_waiting(self) -> None:
@@ -104,11 +115,20 @@ class RunningGaussian:
             self._add(len(vectors), mean, vectors - mean)
 
     def _add(self, count: int, mean: Tensor, centred: Tensor) -> None:
-        """Add `count` vectors of this mean whose scatter matrix is centredᵀ centred."""
+        """Add `count` vectors of this mean whose scatter matrix is centredᵀ centred, or a part of it is."""
         total = self._count + count
         shift = mean - self._mean
         between = shift * (self._count * count / total) ** 0.5
-        rows = torch.cat([centred, between[None]])  # δ δᵀ in the same matrix product
-        self._scatter.addmm_(rows.T, rows)
+        self._rows.append(torch.cat([centred, between[None]]))  # δ δᵀ in the same matrix product
+        if len(self._scatter) or sum(map(len, self._rows)) > len(self._mean):
+            self._make_matrix()
         self._mean += shift * (count / total)
         self._count = total
+
+    def _make_matrix(self) -> None:
+        """The scatter matrix of the rows so far, in their place."""
+        if not len(self._scatter):
+            self._scatter = self._mean.new_zeros(len(self._mean), len(self._mean))
+        for rows in self._rows:
+            self._scatter.addmm_(rows.T, rows)
+        self._rows = []

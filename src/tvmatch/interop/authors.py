@@ -167,7 +167,7 @@ def guess_attention(state_dict: Mapping[str, Tensor]) -> tuple[int, bool]:
     this hidden size, or such that a head is 64 wide.
     """
     theirs = without_prefix(state_dict)
-    hidden_size = max([1, *theirs.get("x_embedder.proj.weight", torch.empty(0)).shape[:1]])
+    hidden_size = max([1, *theirs.get("x_embedder.proj.weight", torch.empty(0, device="cpu")).shape[:1]])
     scale = theirs.get("blocks.0.attn.q_norm.weight")
     if scale is not None and scale.ndim == 1 and len(scale) > 0:
         return max(hidden_size // len(scale), 1), True

@@ -220,7 +220,7 @@ class TVMPipeline(DiffusionPipeline):
         with _our_names():
             grid = time_grid(_whole("steps", num_inference_steps), times)
             labels, count = model._classes(class_labels, batch_size)
-            weight = model._guidance_weight(guidance_scale)
+            weight = model.guidance_weight(guidance_scale)
         device = self._execution_device
         x = self._noise(count, generator, latents, seed)
         labels = None if labels is None else labels.to(device)

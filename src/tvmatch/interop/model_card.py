@@ -61,7 +61,8 @@ def model_card(
             f"```yaml\n{config.strip()}\n```",
         ]
     if model.provenance:
-        text = json.dumps(model.provenance, indent=1, ensure_ascii=False, default=str)
+        facts = {name: fact for name, fact in model.provenance.items() if name != "class_counts"}  # long
+        text = json.dumps(facts, indent=1, ensure_ascii=False, default=str)
         parts += ["## Provenance", f"```json\n{text}\n```"]
     return "\n\n".join(parts) + "\n"
 

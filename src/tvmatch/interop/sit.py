@@ -111,7 +111,9 @@ def _velocity_rows(rows: Tensor, channels: int, patch_size: int) -> Tensor:
 def _reversed_time(weight: Tensor) -> Tensor:
     """W with W [cos tω, sin tω] = W' [cos((1 − t)ω), sin((1 − t)ω)], of (C, 2 n), computed in float64."""
     count = weight.shape[1] // 2
-    frequencies = torch.exp(torch.arange(count, dtype=torch.float64) * (-math.log(10_000) / count))
+    frequencies = torch.exp(
+        torch.arange(count, dtype=torch.float64, device="cpu") * (-math.log(10_000) / count)
+    )
     cosine, sine = frequencies.cos(), frequencies.sin()
     of_cosine, of_sine = weight.double().unflatten(1, (2, count)).unbind(1)
     turned = torch.cat([of_cosine * cosine + of_sine * sine, of_cosine * sine - of_sine * cosine], 1)

@@ -96,7 +96,7 @@ class StoredTensor:
     def tensor(self) -> Tensor:
         """The tensor itself, in memory that it may share with others of the file."""
         if 0 in self.shape:
-            return torch.empty(self.shape, dtype=self.storage.dtype)
+            return torch.empty(self.shape, dtype=self.storage.dtype, device="cpu")
         return self.storage.values.as_strided(self.shape, self.strides, self.offset)
 
 

@@ -103,7 +103,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def allocate(network: nn.Module) -> bool:
-    """Give a network of the meta device memory on PyTorch's default device, unless that is meta as well.
+    """Give a network of the meta device float32 memory on PyTorch's default device, unless that is meta too.
 
     `Module.to_empty` does the same, but not for fake tensors, with which memory is estimated.
 
@@ -115,7 +115,7 @@ def allocate(network: nn.Module) -> bool:
         return False
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            memory = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            memory = torch.empty(parameter.shape, dtype=torch.float32, device=device)
             setattr(module, name, nn.Parameter(memory))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))

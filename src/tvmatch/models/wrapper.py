@@ -8,31 +8,43 @@ from torch import Tensor, nn
 
 from tvmatch.attention import repair_forward_mode
 from tvmatch.dual import Dual, as_dual
+from tvmatch.errors import InputError
+
+# By the name of the class, of which two are only there where PyTorch was built with `torch.distributed`.
+_PARALLEL = {
+    "DataParallel": "DataParallel",
+    "DistributedDataParallel": "DistributedDataParallel",
+    "FullyShardedDataParallel": "FullyShardedDataParallel",
+    "FSDPModule": "fully_shard",
+}
 
 
 class JVPNetwork(nn.Module):
     """Gives `module(x, t, s, …)` the Dual interface that the objective needs.
 
     Where an input carries a tangent, the tangent of the output is `torch.func.jvp` of the module; without one
-    the module is simply called. Reverse mode through the tangent works for every module made of operators
-    that have a forward-mode rule, and for PyTorch's attention and layer norm, whose rules are missing or
-    wrong: they are replaced for the time of the call, see `attention.repair_forward_mode`. PyTorch raises for
-    other operators that lack a rule, except for those registered with `torch.library`, whose tangent would
-    silently be zero.
+    the module is simply called, in either case with copies of the inputs that are its own. For the time of
+    the call PyTorch's functions whose forward mode is missing or wrong are replaced (attention, layer and
+    group norm) or refused (batch norm in training, `linalg.solve`, `det`, `torch.utils.checkpoint`, operators
+    registered with `torch.library`, …), so that value, tangent and gradients through the tangent are right,
+    or an error says what is not. `attention.repair_forward_mode` has the list, and what no one can see:
+    `detach`, `.data`, NumPy.
 
     Args:
         module: a callable of (x, t, s) and, if its `forward` names them, `labels` and `guidance_weight`.
             `labels=None` means the dropped label for all, `guidance_weight=None` means 1. A module without
-            `guidance_weight` is not told w, which is right where it is trained at one constant.
+            `guidance_weight` is not told w, which is right where it is trained at one constant. A compiled
+            module is called by the names of the module inside. `DistributedDataParallel` belongs around this
+            class, not inside.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        uncompiled = getattr(module, "_orig_mod", module)  # torch.compile hides the arguments
-        parameters = inspect.signature(uncompiled.forward).parameters
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        self.accepted = {name for name in ("labels", "guidance_weight") if takes_any or name in parameters}
+        parameters = _parameters(_unwrapped(module)[-1])
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        names = {parameter.name for parameter in parameters}
+        self.accepted = {name for name in ("labels", "guidance_weight") if takes_any or name in names}
 
     def forward(
         self,
@@ -46,14 +58,17 @@ class JVPNetwork(nn.Module):
 
         Raises:
             TypeError: if labels are given and the module's `forward` has no such argument.
+            InputError: with a tangent, if the module is wrapped for data parallelism.
+            NotImplementedError: with a tangent, for what PyTorch gets wrong in forward mode.
         """
         if labels is not None and "labels" not in self.accepted:
             raise TypeError(f"labels: {type(self.module).__name__}.forward has no argument of this name")
         given = {"labels": labels, "guidance_weight": guidance_weight}
+        given = {name: None if value is None else value.clone() for name, value in given.items()}
         extras: dict[str, Any] = {name: given[name] for name in self.accepted}
         arguments = [as_dual(argument) for argument in (x, t, s)]
         # torch.func.jvp refuses tensors that share memory with themselves, such as an expanded time.
-        values = tuple(argument.value.contiguous() for argument in arguments)
+        values = tuple(argument.value.clone() for argument in arguments)
         if all(argument.tangent is None for argument in arguments):
             output = self.module(*values, **extras)
             has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
@@ -62,6 +77,34 @@ class JVPNetwork(nn.Module):
             torch.zeros_like(value) if argument.tangent is None else argument.tangent.contiguous()
             for value, argument in zip(values, arguments, strict=True)
         )
+        self._expect_no_parallelism()
         with repair_forward_mode():
             result = torch.func.jvp(lambda *inputs: self.module(*inputs, **extras), values, tangents)
         return Dual(result[0], result[1])
+
+    def _expect_no_parallelism(self) -> None:
+        for module in _unwrapped(self.module):
+            classes = {kind.__name__ for kind in type(module).__mro__}
+            for kind, wrapper in _PARALLEL.items():
+                if kind in classes:
+                    raise InputError(
+                        f"module: torch.func.jvp does not go through {wrapper}; wrap the other way round, "
+                        f"{wrapper}(JVPNetwork(network))"
+                    )
+
+
+def _parameters(module: nn.Module) -> list[inspect.Parameter]:
+    return list(inspect.signature(module.forward).parameters.values())
+
+
+def _unwrapped(module: nn.Module) -> list[nn.Module]:
+    """The module, and what is inside if it passes all arguments on, as `torch.compile` and DDP do."""
+    found = [module]
+    while True:
+        kinds = {parameter.kind for parameter in _parameters(found[-1])}
+        inside = getattr(found[-1], "_orig_mod", None)
+        if inside is None and kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            inside = getattr(found[-1], "module", None)
+        if not isinstance(inside, nn.Module):
+            return found
+        found.append(inside)

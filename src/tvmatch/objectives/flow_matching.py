@@ -16,6 +16,9 @@ def flow_matching_loss(
         noise: x1 ~ N(0, I) of the same shape.
         t: (B,) times in [0, 1].
         labels: int64 (B,), the class count for a dropped label; None drops all.
+
+    Raises:
+        InputError: for an argument, or an output of the network, of another shape, kind or device.
     """
     velocity = FlowMap(network).velocity(interpolate(x0, noise, t), t, labels)
     return (velocity - (noise - x0)).square().mean()

@@ -5,7 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tvmatch.flow_map import FlowMap, Network, interpolate, per_sample
+from tvmatch.flow_map import (
+    FlowMap,
+    Network,
+    expect_per_sample,
+    expect_same_kind,
+    interpolate,
+    per_sample,
+)
 
 
 class TVMLoss(NamedTuple):
@@ -52,7 +59,13 @@ def tvm_loss(
 
     Returns:
         The loss and its terms; a value that is not finite stays so.
+
+    Raises:
+        InputError: for an argument, or an output of a network, of another shape, kind or device. Values,
+            such as s ≤ t, are not looked at, which would wait for a GPU: `times.sample_times` keeps them.
     """
+    expect_same_kind(x0, noise=noise)
+    expect_per_sample(x0, t=t, s=s, s_prime=s_prime, labels=labels, guidance_weight=guidance_weight)
     online, frozen = FlowMap(network, scaled), FlowMap(target, scaled)
 
     x_t = interpolate(x0, noise, t)

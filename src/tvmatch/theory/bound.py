@@ -129,10 +129,10 @@ def wasserstein_bound(
         raise InputError(f"t must lie in (0, 1], got {t}")
     if grid < 1:
         raise InputError(f"grid must be at least 1, got {grid}")
-    s = torch.linspace(0, t, grid + 1, dtype=torch.float64)
+    s = torch.linspace(0, t, grid + 1, dtype=torch.float64, device="cpu")
     points = [_measure(flow_map, flow, x0, noise, t, float(time), one_sided) for time in s]
 
-    lipschitz = torch.tensor([point.lipschitz for point in points], dtype=torch.float64)
+    lipschitz = torch.tensor([point.lipschitz for point in points], dtype=torch.float64, device="cpu")
     lipschitz[-1] = lipschitz[-2]  # at s = t the quotient is 0/0, continued from its neighbour
     lipschitz = lipschitz.nan_to_num(nan=0.0)  # no error at all: nothing to amplify
     steps = (lipschitz[1:] + lipschitz[:-1]) / 2 * s.diff()

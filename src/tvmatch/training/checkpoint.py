@@ -192,7 +192,7 @@ def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], so
                     f"{source}: {moment}/{name} is missing, or of another shape or type than the parameter"
                 )
             moments[moment] = tensor.to(parameter.device)
-        steps = torch.tensor(float(state.step), device=_step_device(state, parameter))
+        steps = torch.tensor(float(state.step), dtype=torch.float32, device=_step_device(state, parameter))
         state.optimizer.state[parameter] = {"step": steps, **moments}
 
 

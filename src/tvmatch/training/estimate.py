@@ -193,8 +193,8 @@ def _initial_state(config: Config, spec: DataSpec) -> TrainingState:
 
 
 def _batch(spec: DataSpec, count: int) -> Batch:
-    labels = torch.zeros(count, dtype=torch.int64) if spec.class_count else None
-    return Batch(torch.empty(count, *spec.shape), labels)
+    labels = torch.zeros(count, dtype=torch.int64, device="cpu") if spec.class_count else None
+    return Batch(torch.empty(count, *spec.shape, dtype=torch.float32, device="cpu"), labels)
 
 
 def _accelerate(state: TrainingState, config: Config) -> None:

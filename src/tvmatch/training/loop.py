@@ -12,6 +12,7 @@ from torch import nn
 
 from tvmatch import torchrun
 from tvmatch.data.base import Batch, Dataset, checked_batch
+from tvmatch.data.facts import data_facts
 from tvmatch.errors import DataError, InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
@@ -193,6 +194,7 @@ class Trainer:
                     for name, path in (("initial", config.initial), ("teacher", config.objective.teacher))
                     if path is not None
                 },
+                **data_facts(self.dataset),
                 **build_facts(self.device),
             },
             decoder=self.decoder,

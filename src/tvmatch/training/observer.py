@@ -68,7 +68,9 @@ class Observer(TorchDispatchMode):
         options = kwargs or {}
         if func is run_and_save_rng_state:  # the compiler's way to call PyTorch's attention
             operator, *rest = args
-            return torch.empty(0, dtype=torch.uint8), self.__torch_dispatch__(operator, types, rest, options)
+            return torch.empty(0, dtype=torch.uint8, device="cpu"), self.__torch_dispatch__(
+                operator, types, rest, options
+            )
         if func is run_with_rng_state:
             _, operator, *rest = args
             return self.__torch_dispatch__(operator, types, rest, options)

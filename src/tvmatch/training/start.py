@@ -102,7 +102,8 @@ def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
     Raises:
         InputError: if it does not fit the data.
     """
-    return build_network(config.network, spec, config.seed)
+    with torch.device("cpu"):  # whatever PyTorch's default is
+        return build_network(config.network, spec, config.seed)
 
 
 def initial_state(

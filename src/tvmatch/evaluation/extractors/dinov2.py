@@ -36,8 +36,8 @@ class Dinov2Extractor:
         self.fingerprint = fingerprint
         self._device = device
         self._network = network.to(device).eval()
-        self._mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(_STD, device=device).view(3, 1, 1)
+        self._mean = torch.tensor(_MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
+        self._std = torch.tensor(_STD, dtype=torch.float32, device=device).view(3, 1, 1)
 
     def __call__(self, images: Tensor) -> Features:
         """Features of `images`, uint8 (B, 3, H, W).
