@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +119,10 @@ CASES: dict[str, Case] = {
     "wrong type": Case([*TRAIN, "--training.steps=few"], "training.steps: must be a whole number"),
     "wrong type of sample": Case(["sample", "run", "--count=few"], "count: must be a whole number"),
     "out of range": Case([*TRAIN, "--training.steps=0"], "training.steps: must be a whole number of at"),
+    "control characters in a value": Case(
+        [*TRAIN, "--training.steps=\x1b[31mred"], r"training.steps: must be a whole number, got \x1b[31mred"
+    ),
+    "a name that cannot be printed": Case(["info", "a\u202eb"], r"a\u202eb: no such file or folder"),
     "unknown device": Case([*TRAIN, "--device=gpu"], "device: no device is called 'gpu'"),
     "no such device": Case(["sample", "run", "--device=cuda:99"], "device: 'cuda:99' cannot be used"),
     "no such backend": Case(
@@ -261,6 +266,69 @@ def test_one_line_and_nothing_changed(name: str, made: Path, capsys: pytest.Capt
     spoil()
     line = refused(arguments, made, capsys)
     assert line.startswith(message.format(here=made)), line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("times: {gap: null}", "times.gap: must be a pair of numbers like [1,2], got None"),
+        ("data: {split: null}", "data.split: must be one of 'train', 'fit', got None"),
+        ("seed: null", "seed: must be a whole number, got None"),
+        ("initial: [run]", "initial: must be text or null, got ['run']"),
+        ("initial: true", "initial: must be text or null, got True"),
+        ("seed: !!float x", "not readable as YAML (could not convert string to float: 'x')"),
+        ("seed: !!int ''", "not readable as YAML (string index out of range)"),
+        ("seed: !!timestamp x", "not readable as YAML ("),
+        ("times: &a {gap: *a}", "nested too deeply, or a mapping that is a part of itself"),
+        ("a: &a {b: {c: *a}}", "nested too deeply, or a mapping that is a part of itself"),
+        ("seed: " + "[" * 3_000, "nested too deeply, or a mapping that is a part of itself"),
+    ],
+)
+def test_values_that_no_option_takes(
+    text: str, message: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made / "odd.yaml").write_text(text)
+    assert refused([*TRAIN, "--config=odd.yaml"], made, capsys).startswith(f"odd.yaml: {message}")
+
+
+def test_long_values_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of two thousand characters, and how many there would be."""
+    assert main([*TRAIN, f"--training.steps={'9a' * 5_000}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"9a9a … \(100\d\d characters\)$", line)
+    assert len(line) < 2_100
+
+
+def test_a_table_that_is_none_is_told_once(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`datasets` logs the error that it raises."""
+    (made / "table.parquet").write_bytes(b"no table")
+    assert main([*FOLDER, "--data.path=table.parquet"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("tvmatch: error: data.path: table.parquet")
+
+
+@pytest.mark.parametrize("command", ["info", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda network: network.update(depth=2**70), "not a model description of this version (a depth of"),
+        (lambda network: network.update(depth=10**6), "not a model description of this version (a depth of"),
+        (lambda network: network.update(depth="DEEP"), "not readable as JSON (nested too deeply)"),
+    ],
+)
+def test_descriptions_of_what_has_no_end(
+    command: str,
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+    made: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A network that would take hours to build, and brackets that are deeper than the stack."""
+    file = newest(made / "run") / "model.json"
+    description = json.loads(file.read_text())
+    change(description["network"])
+    file.write_text(json.dumps(description).replace('"DEEP"', "[" * 3_000 + "]" * 3_000))
+    assert message in refused(COMMANDS[command], made, capsys)
 
 
 def test_a_folder_without_permission(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

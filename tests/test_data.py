@@ -4,7 +4,8 @@ import itertools
 import math
 import subprocess
 import sys
-from typing import get_args, get_type_hints
+import warnings
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -205,6 +206,26 @@ IMAGES = numbered_images(4)
         (IMAGES, {"labels": [0, 1, -1, 1]}, "labels: -1 is negative"),
         (IMAGES, {"labels": [0, 1, 2, 1], "class_names": ["a", "b"]}, r"labels: 2 is outside 0 … 1"),
         (IMAGES, {"class_names": ["a", "b"]}, "class_names: there are names but no labels"),
+        (IMAGES, {"labels": [0, 1, 0, 1], "class_names": "ab"}, "class_names: must be .*, got the text 'ab'"),
+        (IMAGES, {"labels": [0, None, 1, 1]}, "labels: must be integers, that of element 1 is None"),
+        (IMAGES, {"labels": [0, float("nan"), 1, 1]}, "labels: .* element 1 is nan"),
+        (IMAGES, {"labels": np.array([0, None, 1, 1])}, "labels: .* element 1 is None"),
+        (IMAGES, {"labels": np.ma.array([0, 1, 1, 1], mask=[0, 0, 0, 1])}, "labels: .* element 3 is masked"),
+        (IMAGES, {"labels": [[0], [1], [0, 1], []]}, r"labels: .* element 0 is \[0\]"),
+        (IMAGES, {"labels": [torch.tensor(0), torch.tensor([1, 2]), 0, 0]}, "labels: .* element 1 is tensor"),
+        (IMAGES, {"labels": ["0", "1", "0", "1"]}, "labels: .* element 0 is '0'"),
+        (IMAGES, {"labels": np.array(["cat", "dog", "cat", "dog"])}, "labels: .* element 0 is"),
+        (IMAGES, {"labels": "0101"}, "labels: must be integers, one an element, got '0101'"),
+        (IMAGES, {"labels": {0: 1}}, r"labels: must be integers, one an element, got \{0: 1\}"),
+        (IMAGES, {"labels": 1}, "labels: must be integers, one an element, got 1"),
+        (IMAGES, {"labels": torch.tensor(1)}, r"labels: .*got shape \(\)"),
+        (IMAGES, {"labels": [0, 1, True, 1]}, "labels: .* element 2 is True"),
+        (IMAGES, {"labels": np.array([True, False] * 2)}, "labels: .* element 0 is"),
+        (IMAGES, {"labels": np.array([0.0, 1.0, 0.0, 1.0])}, "labels: .* element 0 is"),
+        (IMAGES, {"labels": np.zeros((4, 1), np.int64)}, r"labels: .*got shape \(4, 1\)"),
+        (IMAGES, {"labels": []}, r"labels: .*got shape \(0,\)"),
+        (IMAGES, {"labels": [0, 1, 2**70, 1]}, "labels: .* element 2 is 1180591620717411303424"),
+        (IMAGES, {"labels": [0, 1, 10**12, 1]}, "labels: 1000000000000 is outside 0 … 99999"),
         (IMAGES[:, 0, 0], {"horizontal_flip": True}, "horizontal_flip: only images"),
         (IMAGES, {"mean": [0.5, 0.5]}, "mean and std"),
     ],
@@ -212,6 +233,25 @@ IMAGES = numbered_images(4)
 def test_mistakes_in_tensors_are_told(values: Tensor, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TensorDataset(values, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "kind", [np.uint8, np.int16, np.uint16, np.uint32, np.int64, np.uint64, object, list, tuple]
+)
+def test_labels_of_any_whole_numbers(kind: Any) -> None:
+    """Also from memory that may not be written to, of which PyTorch warns."""
+    numbers = [2, 0, 1, 2]
+    labels = kind(numbers) if kind in (list, tuple) else np.array(numbers, dtype=kind)
+    if isinstance(labels, np.ndarray):
+        labels.flags.writeable = False
+    with warnings.catch_warnings(action="error"):
+        dataset = TensorDataset(IMAGES, labels)
+    values, found = dataset.take(4, 0)
+    assert dataset.spec.class_names == ("0", "1", "2")
+    assert found is not None
+    for value, label in zip(values, found, strict=True):
+        row = next(k for k in range(4) if torch.equal(IMAGES[k], value))
+        assert int(label) == numbers[row]
 
 
 # --- digits ---

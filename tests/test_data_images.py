@@ -165,7 +165,7 @@ TRANSPARENT_SEEN = np.where(GREY_RAMP[..., None] > 100, noise(1), 255)
             id="grey with alpha",
         ),
         pytest.param(Image.fromarray(GREY_RAMP.astype(np.uint16) * 257), "png", GREY_RAMP, id="16-bit"),
-        pytest.param(Image.fromarray(GREY_RAMP.astype(np.int32) * 257), "tiff", GREY_RAMP, id="32-bit"),
+        pytest.param(Image.fromarray(GREY_RAMP.astype(np.uint16) * 257), "tiff", GREY_RAMP, id="16-bit TIFF"),
         pytest.param(Image.fromarray(noise(1)).convert("CMYK"), "tiff", noise(1), id="CMYK"),
     ],
 )
@@ -454,9 +454,11 @@ def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path, workers: int) -> N
 
 
 def test_pixels_without_a_defined_white_are_bad(tmp_path: Path) -> None:
-    for number, pixels in enumerate([np.full((4, 4), np.nan, np.float32), np.full((4, 4), 70_000, np.int32)]):
+    greys = (70_000, np.int32), (200, np.int32), (257 * 200, np.int32), (np.nan, np.float32), (1, np.float32)
+    for number, (level, kind) in enumerate(greys):
+        pixels = np.full((4, 4), level, kind)
         path = save(tmp_path / str(number) / "0.tiff", pixels)
-        with pytest.raises(InputError, match=r"0\.tiff: not a readable image \(pixels .* not supported\)"):
+        with pytest.raises(InputError, match=r"0\.tiff: not a readable image \(pixels .* not supported: "):
             load(path.parent)
 
 

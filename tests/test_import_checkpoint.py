@@ -229,10 +229,36 @@ def test_classes_of_other_packages() -> None:
     assert_same(import_file(authors_bytes(content), "--admit=other,posix"), dit())
 
 
-def test_class_names() -> None:
-    Path("names.txt").write_text("ant\nbee\ncow\n")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"ant\nbee\ncow\n",
+        b"\xef\xbb\xbfant\r\nbee\r\ncow",  # a byte-order mark and line ends of Windows
+        b"  ant\t\n\nbee\n cow\n\n",
+    ],
+)
+def test_class_names(content: bytes) -> None:
+    Path("names.txt").write_bytes(content)
     import_file(authors_bytes(snapshot(dit())), "--class_names=names.txt")
-    assert tvmatch.load("out").spec.class_names == ("ant", "bee", "cow")
+    model = tvmatch.load("out")
+    assert model.spec.class_names == ("ant", "bee", "cow")
+    assert model.spec.label_indices(["ant"]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ant\nbee\nant\n", "names.txt has 'ant' twice, in lines 1 and 3"),
+        (b"\xef\xbb\xbfant\n\nbee\n bee \n", "names.txt has 'bee' twice, in lines 3 and 4"),
+        ("ant\nbee\ncow\n".encode("utf-16"), "names.txt cannot be read as text"),
+        (b"", "0 names for a network of 3 classes"),
+        (b"\xef\xbb\xbf\n", "0 names for a network of 3 classes"),
+    ],
+)
+def test_class_names_that_are_none(content: bytes, message: str) -> None:
+    Path("snapshot.pkl").write_bytes(authors_bytes(snapshot(dit())))
+    Path("names.txt").write_bytes(content)
+    check_refused(["import", "snapshot.pkl", "--out=out", *OPTIONS, "--class_names=names.txt"], message)
 
 
 def test_sit() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import expect_no_lfs_pointer
+from tvmatch.files import expect_no_lfs_pointer, parse_json
 from tvmatch.flow_map import FlowMap
 from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
 from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
@@ -280,10 +280,15 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
 
 def _load(folder: Path, device: torch.device | str) -> TrainedModel:
     description = read_json(folder / "model.json", FORMAT)
+    source = folder / "model.safetensors"
+    tensors = read_tensors(source)
     try:
         kinds: dict[str, type[DiTConfig] | type[MLPConfig]] = {"dit": DiTConfig, "mlp": MLPConfig}
         config = kinds[description["network"].pop("kind")](**description["network"])
         spec = DataSpec.from_description(description["data"])
+        depth = config.size().depth if isinstance(config, DiTConfig) else config.depth
+        if depth > max(len(tensors), 1_000):  # what follows would build a network of any depth, for hours
+            raise ValueError(f"a depth of {depth} for {len(tensors)} tensors")
         network = _unallocated(config, spec)
         network.conditioning.label_dropout = bool(description.get("label_dropout", True))
         model = TrainedModel(
@@ -300,8 +305,6 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
         raise InputError(
             f"{folder / 'model.json'}: not a model description of this version ({reason})"
         ) from None
-    source = folder / "model.safetensors"
-    tensors = read_tensors(source)
     expect_tensors(model.network, tensors, source)  # before there is memory for what may be any size
     try:
         model.network.to_empty(device="cpu")
@@ -388,7 +391,7 @@ def find_checkpoint(path: Path) -> Path:
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:
     """A JSON object whose `format` is as expected; an InputError otherwise."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except (OSError, ValueError) as error:

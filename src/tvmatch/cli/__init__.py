@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "compare this machine's derivatives and gradients with float64",
 }
 
+_LONGEST = 2_000  # characters of an error, which may show a value of any length
 MODULES = {"import": "import_checkpoint"}  # where the command's name cannot be a module's
 
 HELP = f"""\
@@ -93,5 +94,10 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("tvmatch: error: " + " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    # Values and names of files are shown as they were given: nothing in them may act on the terminal.
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]} … ({len(line)} characters)"
+    print(f"tvmatch: error: {line}", file=sys.stderr)
     return code

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tvmatch import pictures
 from tvmatch.cli import options, results
 from tvmatch.errors import InputError
-from tvmatch.files import new_folder, replacing
+from tvmatch.files import new_folder, parse_json, replacing
 from tvmatch.interop import hub, network_to_authors
 from tvmatch.models import DiT
 from tvmatch.trained_model import TrainedModel, find_checkpoint, load
@@ -142,7 +142,7 @@ def _metrics(checkpoint: Path, model: TrainedModel) -> list[Path]:
 def _training_step(path: Path) -> Any:
     """At which the figures of a file were measured; None if it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
     return content.get("steps") if isinstance(content, dict) else None

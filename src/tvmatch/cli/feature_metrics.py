@@ -1,7 +1,6 @@
 """`tvmatch evaluate --reference …`: FID and its kin, of any checkpoint."""
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -38,6 +37,7 @@ from tvmatch.evaluation.image_metrics import METRICS, check_request
 from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.provenance import provenance_line
 from tvmatch.evaluation.reference import is_array_file
+from tvmatch.files import parse_json
 from tvmatch.trained_model import TrainedModel, find_checkpoint
 from tvmatch.training.recipes import OneLineParser
 
@@ -241,7 +241,7 @@ def _out(checkpoint: Path, given: str | None, names: list[str]) -> Path:
 def _is_ours(path: Path) -> bool:
     """Whether a file holds figures like those that are to replace it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"provenance", "rows"} <= content.keys()

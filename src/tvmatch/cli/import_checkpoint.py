@@ -162,9 +162,17 @@ def _check_fits(parsed: Any, imported: ImportedNetwork, training: ImportedTraini
 
 def _class_names(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark of the encoding
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class_names: {path} cannot be read as text ({error})") from None
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        name = line.strip()
+        if name in lines:
+            raise InputError(f"class_names: {path} has {name!r} twice, in lines {lines[name]} and {number}")
+        if name:
+            lines[name] = number
+    return tuple(lines)
 
 
 def _model(

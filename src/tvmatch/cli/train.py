@@ -247,6 +247,8 @@ def _request(arguments: list[str]) -> Request:
     for file, own in zip(configs, given, strict=True):
         if own.get("data", content) is None:
             raise InputError(f"{file}: data: null is of a run on data from Python, which goes on from Python")
+        if not isinstance(own.get("initial", ""), str | None):
+            raise InputError(f"{file}: initial: must be text or null, got {own['initial']!r}")
     initial = known.initial or next((own["initial"] for own in reversed(given) if own.get("initial")), None)
     if initial is not None:  # the network that is there already, for options to change
         content["network"] = network_section(initial)

@@ -1,13 +1,12 @@
 """Finding an autoencoder's files: in a folder, or on the Hugging Face Hub."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvmatch.data.listing import one_line
 from tvmatch.errors import InputError
-from tvmatch.files import expect_no_lfs_pointer
+from tvmatch.files import expect_no_lfs_pointer, parse_json
 
 _CONFIG = "config.json"
 _SUBFOLDER = "vae"  # where pipelines have theirs
@@ -38,7 +37,7 @@ class AutoencoderFiles:
         """
         path = self.folder / _CONFIG
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"autoencoder: {path} is not readable as JSON ({one_line(error)})") from None
         if not isinstance(config, dict):

@@ -12,7 +12,7 @@ from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import Flips
 from tvmatch.data.pixels import Crop, check_crop
 from tvmatch.errors import InputError
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 from tvmatch.locks import FolderLock, is_lock
 
 FORMAT = "tvmatch-encoding-1"
@@ -87,7 +87,7 @@ def begin(
                     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
                     unfinished.write_text(text, encoding="utf-8")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"the format is {content['format']!r}")
         before, provenance = dict(content["settings"]), dict(content["provenance"])

@@ -170,6 +170,8 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
     name, bracket, _ = split.partition("[")
     if bracket:  # `datasets` takes slices that hold nothing for some that hold a few rows
         _numbers(split, len(_load(builder, name, path, **options)), path)
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
     try:
         return datasets.load_dataset(builder, split=split, **options)
     except Exception as error:  # a dozen kinds, of datasets, fsspec, pyarrow and pandas
@@ -184,6 +186,8 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
         if str(error).startswith("Unknown split"):
             raise InputError(f"data.split: {split!r} of {path}: {one_line(error)}") from error
         raise InputError(f"data.path: {path} could not be read: {one_line(root)}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _check_hub(path: str) -> None:

@@ -204,7 +204,7 @@ class _Preparation:
     class_numbers: dict[str, int] | None  # of names, where the column holds names
     images: EncodedImages
     skip: bool
-    version: int = 1  # raise it when the pixels change, so that no older cache is read
+    version: int = 2  # raise it when the pixels change, so that no older cache is read
 
     def __call__(self, batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
         pixels, problems = [], []

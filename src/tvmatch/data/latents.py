@@ -22,7 +22,7 @@ from tvmatch.data.facts import count_classes
 from tvmatch.data.found import lines_of_findings
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 from tvmatch.seeds import RowDraws
 
 FORMAT = "tvmatch-latents-1"
@@ -101,7 +101,7 @@ class LatentsInfo:
         """
         path = folder / INFO_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
                 f"data.latents: {folder} holds no finished latents (no {INFO_NAME}); `tvmatch encode` makes "

@@ -20,7 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from tvmatch.data.latents import NO_LABEL, Moments
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 
 _SCHEMA = pa.schema([("mean", pa.binary()), ("std", pa.binary()), ("label", pa.int64())])
 _BYTES_TOGETHER = (
@@ -153,7 +153,7 @@ def finished_shard(folder: Path, number: int) -> ShardReport | None:
     """The report of a shard that is there with all its rows; None if it has to be made."""
     path = folder / shard_name(number)
     try:
-        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        content = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
         sums = content["sums"]
         report = ShardReport(
             rows=content["rows"],

@@ -1,8 +1,13 @@
 """A data set held in memory as tensors: a user's own, or the bundled digits."""
 
-from collections.abc import Sequence
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
@@ -11,6 +16,9 @@ from tvmatch.data.found import lines_of_findings
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
+Labels = Tensor | Sequence[int] | NDArray[np.integer[Any]]
+_MOST_CLASSES = 100_000  # of labels alone: one stray number would make as many classes
+
 
 class TensorDataset(StoredDataset):
     """Images or points given as one tensor.
@@ -18,7 +26,8 @@ class TensorDataset(StoredDataset):
     Args:
         values: images (N, C, H, W), floating point in [0, 1] or uint8 in 0 … 255 (kept as bytes and divided
             by 255 when used), or points (N, D) of any finite size.
-        labels: N class numbers 0 … K − 1 (an integer tensor or a sequence), or None for unconditional data.
+        labels: N class numbers 0 … K − 1 (an integer tensor or array, or a sequence), or None for
+            unconditional data.
         class_names: one name a class; without it the classes are called "0" … "K − 1", K − 1 being the
             largest label.
         horizontal_flip: mirror each training image with probability 1/2.
@@ -36,7 +45,7 @@ class TensorDataset(StoredDataset):
     def __init__(
         self,
         values: Tensor,
-        labels: Tensor | Sequence[int] | None = None,
+        labels: Labels | None = None,
         *,
         class_names: Sequence[str] | None = None,
         horizontal_flip: bool = False,
@@ -103,25 +112,51 @@ def _checked_values(values: Tensor) -> Tensor:
 
 
 def _checked_labels(
-    labels: Tensor | Sequence[int] | None, class_names: Sequence[str] | None, count: int
+    labels: Labels | None, class_names: Sequence[str] | None, count: int
 ) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """Labels as int64 of shape (count,) and the names of the classes, or an `InputError`."""
     if labels is None:
         if class_names is not None:
             raise InputError("class_names: there are names but no labels")
         return None, None
-    labels = (labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")).detach().cpu()
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputError(f"labels: must be integers, got {labels.dtype}")
-    if labels.shape != (count,):
+    if isinstance(class_names, str):  # of which Python would make a class a letter
+        raise InputError(f"class_names: must be one name a class, got the text {class_names!r}")
+    numbers = _class_numbers(labels)
+    if numbers.shape != (count,):
         raise InputError(
-            f"labels: there must be one for each of the {count} elements, got shape {tuple(labels.shape)}"
+            f"labels: there must be one for each of the {count} elements, got shape {tuple(numbers.shape)}"
         )
-    labels = labels.long()
-    low, high = int(labels.min()), int(labels.max())
-    names = tuple(str(number) for number in range(high + 1)) if class_names is None else tuple(class_names)
-    if low < 0 or high >= len(names):
+    low, high = int(numbers.min()), int(numbers.max())
+    most = _MOST_CLASSES if class_names is None else len(class_names)
+    if low < 0 or high >= most:
         wrong = low if low < 0 else high
-        allowed = f"outside 0 … {len(names) - 1}" if class_names is not None else "negative"
-        raise InputError(f"labels: {wrong} is {allowed}")
-    return labels, names
+        raise InputError(f"labels: {wrong} is {'negative' if wrong < 0 else f'outside 0 … {most - 1}'}")
+    names = tuple(str(number) for number in range(high + 1)) if class_names is None else tuple(class_names)
+    return numbers, names
+
+
+def _class_numbers(labels: Labels) -> Tensor:
+    """Labels of any source as int64 on the CPU; an `InputError` names the first that is no whole number."""
+    if (
+        isinstance(labels, np.ndarray)
+        and not isinstance(labels, np.ma.MaskedArray)
+        and labels.dtype.kind in "iu"
+    ):
+        labels = torch.from_numpy(labels.astype(np.int64))  # PyTorch computes little with unsigned numbers
+    if isinstance(labels, Tensor):
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise InputError(f"labels: must be integers, got {labels.dtype}")
+        return labels.detach().cpu().long()
+    if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+        raise InputError(f"labels: must be integers, one an element, got {reprlib.repr(labels)}")
+    numbers = []
+    for place, label in enumerate(labels):
+        try:
+            # Not int(label), which would take 1.5 for 1; a truth value is an index too.
+            number = None if isinstance(label, bool | np.bool_) else operator.index(label)
+        except (TypeError, ValueError):  # ValueError: a tensor of several
+            number = None
+        if number is None or abs(number) >= 2**63:
+            raise InputError(f"labels: must be integers, that of element {place} is {reprlib.repr(label)}")
+        numbers.append(number)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

@@ -27,7 +27,7 @@ def _fit_judge(real: TensorDataset) -> Judge:
 
     values, targets = real.take(len(real), seed=0)
     assert targets is not None
-    classifier = SVC(C=10.0, gamma="scale").fit(values.flatten(1).numpy(), targets.numpy())
+    classifier = SVC(C=10.0, gamma="scale", random_state=0).fit(values.flatten(1).numpy(), targets.numpy())
 
     def judge(images: Tensor, labels: Tensor) -> float:
         return float(np.mean(classifier.predict(images.flatten(1).numpy()) == labels.numpy()))

@@ -20,7 +20,7 @@ from tvmatch.evaluation.collection import FeatureSizes
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.frechet import GaussianStatistics
 from tvmatch.evaluation.npz import ArrayKind, NpzReader
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 from tvmatch.interop.pickles import CONTAINERS, NUMPY_ARRAYS, restricted_load
 
 FORMAT = "tvmatch-reference-1"
@@ -122,7 +122,7 @@ def _own_provenance(file: NpzReader, path: Path) -> dict[str, Any]:
     try:
         if shape != () or dtype.kind != "U":
             raise ValueError("no text")
-        provenance = json.loads(str(file.array("provenance")))
+        provenance = parse_json(str(file.array("provenance")))
         if not isinstance(provenance, dict) or not isinstance(provenance.get("images"), int):
             raise ValueError("no number of images")
     except ValueError as error:

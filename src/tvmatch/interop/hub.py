@@ -5,7 +5,6 @@ and where they were given `samples.png`, figures, the run's configuration and th
 layout. Only names on a fixed list are downloaded, and nothing of a repository is executed.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvmatch.errors import InputError
-from tvmatch.files import new_folder
+from tvmatch.files import new_folder, parse_json
 from tvmatch.interop.model_card import model_card
 from tvmatch.trained_model import TrainedModel, load
 
@@ -129,7 +128,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     if not (path.name.startswith("metrics") and path.suffix == ".json"):
         raise InputError(f"metrics: must be files metrics….json, got {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"metrics: {path} is not readable as JSON ({error})") from None
     if not isinstance(content, dict):

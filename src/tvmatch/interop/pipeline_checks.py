@@ -1,6 +1,5 @@
 """What a pipeline's folder must be before anything of it is loaded, and what its description means."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from diffusers.models import autoencoders
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
+from tvmatch.files import parse_json
 from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
 from tvmatch.trained_model import Guidance, TrainedModel
 
@@ -90,10 +90,10 @@ def check_index(folder: Path) -> None:
     """
     path = folder / "model_index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(index, dict) or index.get("_class_name") != "TVMPipeline":
         raise InputError(f"{path}: not of a TVMPipeline")

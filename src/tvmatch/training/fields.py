@@ -47,8 +47,18 @@ def check_fields(section: Any, name: str, *, but: tuple[str, ...] = ()) -> None:
         if attribute not in kinds:
             close = suggestion(f"{prefix}{attribute}", (f"{prefix}{known}" for known in kinds))
             raise InputError(f"{prefix}{attribute}: no such option{close}")
-        if attribute not in but and not _fits(value, kinds[attribute]):
-            raise InputError(f"{prefix}{attribute}: must be {_words(kinds[attribute])}, got {value!r}")
+        if attribute not in but:
+            check_value(f"{prefix}{attribute}", value, kinds[attribute])
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Check that the value of the option `name` is of the type `kind`. A list may be a tuple.
+
+    Raises:
+        InputError: naming the option and the value.
+    """
+    if not _fits(value, kind):
+        raise InputError(f"{name}: must be {_words(kind)}, got {value!r}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

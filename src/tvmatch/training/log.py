@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from tvmatch.files import replacing
+from tvmatch.files import parse_json, replacing
 
 LOG_NAME = "log.jsonl"
 
@@ -149,7 +149,7 @@ def read_log(run: Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             break
     return rows

@@ -18,6 +18,7 @@ from tvmatch.training.fields import (
     PAIR_OF_NUMBERS,
     PAIR_OF_WHOLE_NUMBERS,
     THREE_WHOLE_NUMBERS,
+    check_value,
     suggestion,
 )
 
@@ -175,7 +176,12 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
             raise InputError(f"{source}: {key}: no such option{suggestion(key, known)}")
         if key in sections:
             raise InputError(f"{source}: {key}: must be a section of options, got {value!r}")
+    kinds = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     try:
+        for key, value in values.items():
+            # Null, which jsonargparse takes for any type; --out and --resume are null without a value.
+            if value is None and kinds[key] is not None and parser.get_default(key) is not None:
+                check_value(key, value, kinds[key])
         checked = parser.parse_object(values)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
@@ -216,12 +222,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; an InputError if the file is missing, something else, or has a key twice."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if isinstance(content, dict):
+            _flatten(content)  # which has no end where an alias stands for the mapping around it
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML ({readable(str(error))})") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply, or a mapping that is a part of itself") from None
+    except Exception as error:  # of every kind: PyYAML lets through what Python raises for `!!float x`
+        reason = readable(str(error)) or type(error).__name__
+        raise InputError(f"{path}: not readable as YAML ({reason})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a mapping of options")
     return content
