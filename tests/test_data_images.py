@@ -541,18 +541,23 @@ def test_a_full_disk_is_not_blamed_on_the_data(
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
     try:
         with pytest.raises(
-            InputError, match=r"^the data set cannot be written to .*cache \(.*too large.*HF_HO"
+            InputError,
+            match=r"^the (data set|list of images) cannot be written to .*cache \(.*too large.*HF_HO",
         ):
             load(source, label_column=None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with monkeypatch.context() as patch:
         patch.setattr("datasets.builder.has_sufficient_disk_space", lambda *_, **__: False)
-        with pytest.raises(InputError, match=r"^the data set cannot be written to .*\(Not enough disk space"):
+        with pytest.raises(
+            InputError, match=r"^the (data set|list of images) cannot be written to .*\(Not enough disk space"
+        ):
             load(source, label_column=None)
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
-    with pytest.raises(InputError, match=r"^the data set cannot be written to .*file/cache \(.*Not a dir"):
+    with pytest.raises(
+        InputError, match=r"^the (data set|list of images) cannot be written to .*file/cache \(.*Not a dir"
+    ):
         load(source, label_column=None)
 
 
