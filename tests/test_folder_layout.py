@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tvmatch.data.folder_layout import FLAT, labels_by_folder, splits_within_classes
-from tvmatch.data.folder_splits import SPLIT_OF, find_splits, kind_of_split, look_like_splits
-from tvmatch.data.folder_walk import IN_A_CIRCLE, TWICE, Level, walk
+from tvmatch.data.folders.layout import FLAT, labels_by_folder, splits_within_classes
+from tvmatch.data.folders.splits import SPLIT_OF, find_splits, kind_of_split, look_like_splits
+from tvmatch.data.folders.walk import IN_A_CIRCLE, TWICE, Level, walk
 from tvmatch.errors import InputError
 
 PARTS = st.sampled_from(["a", "b", "c c", "ü", "::", "train", "1"])

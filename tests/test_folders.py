@@ -20,8 +20,8 @@ from pipelines import tiny_vae
 
 from tvmatch.cli import main
 from tvmatch.data import ImagesData
-from tvmatch.data.earlier_fingerprint import earlier_fingerprint
-from tvmatch.data.image_formats import image_suffixes
+from tvmatch.data.folders.earlier_fingerprint import earlier_fingerprint
+from tvmatch.data.folders.image_formats import image_suffixes
 from tvmatch.data.images import ImageDataset
 from tvmatch.data.latents import LatentDataset
 from tvmatch.errors import InputError
@@ -607,7 +607,7 @@ def test_latents_of_folders_that_datasets_listed_stay_valid(vae: Path) -> None:
 def test_the_earlier_fingerprint_is_that_of_datasets() -> None:
     mk("a/{cats,dogs}/{0,1}.png")
     files = sorted(Path("a").rglob("*.png"))
-    from tvmatch.data.described_folder import data_files_of
+    from tvmatch.data.folders.described import data_files_of
 
     rows = datasets.load_dataset("imagefolder", split="train", data_files=data_files_of({"train": files}))
     assert rows.features["label"].names == ["cats", "dogs"]

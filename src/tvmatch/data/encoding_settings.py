@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tvmatch.data.autoencoder import Autoencoder
-from tvmatch.data.earlier_fingerprint import earlier_fingerprint
+from tvmatch.data.folders.earlier_fingerprint import earlier_fingerprint
 from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import Flips
 from tvmatch.data.pixels import Crop, check_crop

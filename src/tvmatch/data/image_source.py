@@ -9,12 +9,12 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-from tvmatch.data.described_folder import data_files_of, described_images, is_description, tables_by_split
-from tvmatch.data.folder_source import choose_split, described, list_images, parted
-from tvmatch.data.folder_splits import ONE_SPLIT, SPLIT_OF
-from tvmatch.data.folder_walk import Tree, walk
+from tvmatch.data.folders.described import data_files_of, described_images, is_description, tables_by_split
+from tvmatch.data.folders.image_formats import suffix_of
+from tvmatch.data.folders.source import choose_split, described, list_images, parted
+from tvmatch.data.folders.splits import ONE_SPLIT, SPLIT_OF
+from tvmatch.data.folders.walk import Tree, walk
 from tvmatch.data.found import Notes
-from tvmatch.data.image_formats import suffix_of
 from tvmatch.data.image_rows import EncodedImages, RowNames, Source
 from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_zip
 from tvmatch.data.imagenet import ImageNet, find_imagenet, list_imagenet

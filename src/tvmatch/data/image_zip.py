@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from tvmatch.data.folder_layout import class_of, labels_by_folder
-from tvmatch.data.folder_source import check_classes_hold_no_splits
-from tvmatch.data.folder_splits import ONE_SPLIT, SPLIT_OF, find_splits
-from tvmatch.data.folder_walk import HIDDEN, Level, is_hidden, stamp, walk
+from tvmatch.data.folders.image_formats import files_like, image_suffixes, suffix_of
+from tvmatch.data.folders.layout import class_of, labels_by_folder
+from tvmatch.data.folders.source import check_classes_hold_no_splits
+from tvmatch.data.folders.splits import ONE_SPLIT, SPLIT_OF, find_splits
+from tvmatch.data.folders.walk import HIDDEN, Level, is_hidden, stamp, walk
 from tvmatch.data.found import LeftOut, Notes, printable
-from tvmatch.data.image_formats import files_like, image_suffixes, suffix_of
 from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.data.npy import NPY_SUFFIX
 from tvmatch.errors import InputError
@@ -56,7 +56,7 @@ def list_zip(archive: Path, split: str) -> Listing:
     """The images of a split in a ZIP, in the order of their names.
 
     With a description, all of them are one split, and it tells the labels. Without one they are read as a
-    folder is (`folder_splits`, `folder_layout`), from the innermost folder on that all of them lie in.
+    folder is (`folders.splits`, `folders.layout`), from the innermost folder on that all of them lie in.
 
     Raises:
         InputError: it is no ZIP or a damaged one, its description is wrong, or there is no such split.

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tvmatch.data.folder_layout import class_of, labels_by_folder
-from tvmatch.data.folder_source import parted, without
-from tvmatch.data.folder_walk import level, stamp, walk
+from tvmatch.data.folders.layout import class_of, labels_by_folder
+from tvmatch.data.folders.source import parted, without
+from tvmatch.data.folders.walk import level, stamp, walk
 from tvmatch.data.found import Notes, printable
 from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.errors import InputError

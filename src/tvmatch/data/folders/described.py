@@ -8,11 +8,11 @@ from pathlib import Path
 from datasets.data_files import DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from tvmatch.data.folder_layout import class_of
-from tvmatch.data.folder_splits import SPLIT_OF, look_like_splits
-from tvmatch.data.folder_walk import stamp
+from tvmatch.data.folders.image_formats import suffix_of
+from tvmatch.data.folders.layout import class_of
+from tvmatch.data.folders.splits import SPLIT_OF, look_like_splits
+from tvmatch.data.folders.walk import stamp
 from tvmatch.data.found import printable
-from tvmatch.data.image_formats import suffix_of
 from tvmatch.errors import InputError
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import datasets
 
-from tvmatch.data.described_folder import data_files_of, described_images, is_description
-from tvmatch.data.folder_layout import class_of
-from tvmatch.data.folder_source import choose_split, parted
-from tvmatch.data.folder_walk import walk
+from tvmatch.data.folders.described import data_files_of, described_images, is_description
+from tvmatch.data.folders.layout import class_of
+from tvmatch.data.folders.source import choose_split, parted
+from tvmatch.data.folders.walk import walk
 
 
 def earlier_fingerprint(path: str, split: str, label_column: str | None) -> str | None:

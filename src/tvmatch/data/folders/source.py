@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvmatch.data.folder_layout import class_of, labels_by_folder, splits_within_classes
-from tvmatch.data.folder_splits import SPLIT_OF, find_splits
-from tvmatch.data.folder_walk import Level, Tree, level, stamp
+from tvmatch.data.folders.image_formats import files_like, formats_in_words, image_suffixes, suffix_of
+from tvmatch.data.folders.layout import class_of, labels_by_folder, splits_within_classes
+from tvmatch.data.folders.splits import SPLIT_OF, find_splits
+from tvmatch.data.folders.walk import Level, Tree, level, stamp
 from tvmatch.data.found import LeftOut, Notes
-from tvmatch.data.image_formats import files_like, formats_in_words, image_suffixes, suffix_of
 from tvmatch.data.listing import Listing, digest
 from tvmatch.errors import InputError
 

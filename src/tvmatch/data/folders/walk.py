@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tvmatch.data.folders.image_formats import image_suffixes, suffix_of
 from tvmatch.data.found import LeftOut, printable
-from tvmatch.data.image_formats import image_suffixes, suffix_of
 from tvmatch.errors import InputError
 
 _SYSTEM = frozenset(

@@ -13,9 +13,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tvmatch.data.folder_splits import SPLIT_OF
+from tvmatch.data.folders.image_formats import formats_in_words
+from tvmatch.data.folders.splits import SPLIT_OF
 from tvmatch.data.found import printable
-from tvmatch.data.image_formats import formats_in_words
 
 FLAT = "its images lie in no subfolders"
 _NUMBERED = re.compile(r"\d{5}/img\d{8}\.\w+")

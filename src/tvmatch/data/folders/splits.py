@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import NamedTuple
 
-from tvmatch.data.folder_walk import Level
+from tvmatch.data.folders.walk import Level
 from tvmatch.data.found import printable
 from tvmatch.errors import InputError
 
