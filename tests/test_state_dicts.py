@@ -21,7 +21,7 @@ from tvmatch.data.autoencoder_files import find_autoencoder
 from tvmatch.errors import InputError
 from tvmatch.files import expect_no_lfs_pointer
 from tvmatch.interop import import_network, network_from_authors, network_to_authors, read_snapshot
-from tvmatch.interop.authors import split_prefix
+from tvmatch.interop.authors import split_prefix, without_prefix
 from tvmatch.interop.pickles import restricted_load
 from tvmatch.models import DiT
 from tvmatch.training import Trainer
@@ -54,6 +54,10 @@ CHAINS = [
     ("module", "module", "module"),
     ("ema", "module", "_fsdp_wrapped_module", "net", "model"),
     ("_forward_module", "_orig_mod", "network"),
+    ("_fsdp_wrapped_module", "_fpw_module"),
+    ("ema_model", "module"),
+    ("model", "diffusion_model", "_orig_mod"),
+    ("anything", "0"),
 ]
 
 
@@ -84,6 +88,13 @@ def test_wrapped_parts(level: str, place: int) -> None:
         main(["import", "weights.safetensors", "--out=out", *OPTIONS, "--guidance=2", "--scaled=true"]) == 0
     )
     assert torch.equal(tvmatch.load("out").network.state_dict()["head.weight"], DIT.head.weight)
+
+
+def test_levels_that_nobody_listed_stand_before_all_names_or_before_none() -> None:
+    mixed = {f"dit.{name}" if "blocks" in name else name: x for name, x in THEIRS.items()}
+    assert without_prefix(mixed).keys() == mixed.keys()
+    mixed = {f"dit.{name}" if "proj" in name else name: x for name, x in THEIRS.items()}
+    assert without_prefix(mixed).keys() == mixed.keys()
 
 
 def test_only_levels_in_front_are_left_out() -> None:
@@ -210,6 +221,20 @@ def test_a_file_says_that_no_label_was_dropped() -> None:
         assert main(["import", "whole.pkl", *OPTIONS, *options]) == 0
         model = tvmatch.load(dropout)
         assert (model.spec.class_count, model.knows_dropped_labels) == (3, knows)
+
+
+@pytest.mark.parametrize(("said", "dropout"), [(2, None), (7, None), (4, "0.1"), (0, None)])
+def test_a_file_of_other_classes_than_it_says(
+    said: int, dropout: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its table has four rows: three classes and the dropped label, or four."""
+    network = authors_network(THEIRS)
+    vars(network).update(label_dim=said, do_scale_param=True)
+    Path("s.pkl").write_bytes(authors_bytes({"net": network}))
+    options = [*OPTIONS, "--guidance=2", *([] if dropout is None else [f"--label_dropout={dropout}"])]
+    assert refused("s.pkl", "--out=out", *options, capsys=capsys) == (
+        f"tvmatch: error: s.pkl: it says that its network has {said} classes, its label table is for 3\n"
+    )
 
 
 def test_a_network_without_classes_drops_none(capsys: pytest.CaptureFixture[str]) -> None:

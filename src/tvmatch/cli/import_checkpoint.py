@@ -13,6 +13,7 @@ from tvmatch.errors import InputError
 from tvmatch.files import new_folder
 from tvmatch.interop.authors import LABEL_TABLE
 from tvmatch.interop.snapshot import ImportedNetwork, Snapshot, import_network, read_snapshot
+from tvmatch.interop.training_facts import TrainingFacts
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training.recipes import OneLineParser
 
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> int:
                     f"{option}: no recipe has that of a SiT; published ones take Stable Diffusion's latents "
                     "times 0.18215, which is --mean=0 --std=5.48998"
                 )
-    _check_fits(parsed, imported, training)
+    _check_fits(parsed, imported, training, facts)
     model = _model(imported, training, names)
     model.provenance = _provenance(path, snapshot, imported, parsed.recipe)
     with new_folder(out) as unfinished:
@@ -143,8 +144,10 @@ def _table_of_classes(snapshot: Snapshot, training: ImportedTraining) -> bool:
     return snapshot.facts.class_count in (None, rows)
 
 
-def _check_fits(parsed: Any, imported: ImportedNetwork, training: ImportedTraining) -> None:
-    """Refuse options that are not of this kind of network, and another recipe's network."""
+def _check_fits(
+    parsed: Any, imported: ImportedNetwork, training: ImportedTraining, facts: TrainingFacts
+) -> None:
+    """Refuse options that are not of this kind of network, another recipe's, and other classes than said."""
     for option, of_sit in (("data_time", True), ("modulation_norm", False)):
         if getattr(parsed, option) is not None and imported.is_flow is not of_sit:
             kind = "no network of a SiT" if of_sit else "the network of a SiT"
@@ -152,6 +155,11 @@ def _check_fits(parsed: Any, imported: ImportedNetwork, training: ImportedTraini
     network = imported.network
     if parsed.label_dropout is not None and not network.class_count:
         raise InputError(f"label_dropout: the network in {parsed.file} has no classes")
+    if facts.class_count not in (None, network.class_count):
+        raise InputError(
+            f"{parsed.file}: it says that its network has {facts.class_count} classes, its label table "
+            f"is for {network.class_count}"
+        )
     found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(

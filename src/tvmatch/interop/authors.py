@@ -17,10 +17,13 @@ from tvmatch.models.dit import PRESETS, position_table
 PREFIX = "model."
 MAX_DEPTH = 1_000  # blocks
 # Levels that compilation, FSDP and recomputation put into names, wherever the module is that they wrap.
-WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+WRAPPERS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
 # Levels in front of all names, from DDP, averages and the attributes of training code.
 LEADING = frozenset({"module", "model", "net", "network", "ema"})
 LABEL_TABLE = "y_embedder.embedding_table.weight"
+PATCHES = "x_embedder.proj.weight"
 
 
 def _names(network: DiT) -> dict[str, str]:
@@ -74,7 +77,11 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 places = f"with and without {second.removesuffix(short)!r}"
             raise InputError(f"state_dict: {short} is there {places}")
         full_names[short] = name
-    return {short: state_dict[name] for short, name in full_names.items()}
+    # Levels that nobody listed are known by this tensor, if all others have them too.
+    ends = [short for short in full_names if f".{short}".endswith(f".{PATCHES}")]
+    front = ends[0].removesuffix(PATCHES) if len(ends) == 1 else ""
+    front = front if all(short.startswith(front) for short in full_names) else ""
+    return {short.removeprefix(front): state_dict[name] for short, name in full_names.items()}
 
 
 def some_of(names: Iterable[str]) -> str:
@@ -167,7 +174,7 @@ def guess_attention(state_dict: Mapping[str, Tensor]) -> tuple[int, bool]:
     this hidden size, or such that a head is 64 wide.
     """
     theirs = without_prefix(state_dict)
-    hidden_size = max([1, *theirs.get("x_embedder.proj.weight", torch.empty(0, device="cpu")).shape[:1]])
+    hidden_size = max([1, *theirs.get(PATCHES, torch.empty(0, device="cpu")).shape[:1]])
     scale = theirs.get("blocks.0.attn.q_norm.weight")
     if scale is not None and scale.ndim == 1 and len(scale) > 0:
         return max(hidden_size // len(scale), 1), True
@@ -183,7 +190,7 @@ def _architecture(
     if empty:
         raise InputError(f"state_dict: empty tensors {sorted(empty)[:3]}")
     try:
-        hidden_size, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
+        hidden_size, channels, patch_size, _ = theirs[PATCHES].shape
         side = math.isqrt(theirs["pos_embed"].shape[-2]) * patch_size
         mlp_size = theirs["blocks.0.mlp.fc1.weight"].shape[0]
         frequencies = theirs["t_embedder.mlp.0.weight"].shape[1] // 2
