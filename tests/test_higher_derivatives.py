@@ -199,8 +199,7 @@ def test_derivative_of_a_gradient(name: str, route: Callable[[Function, Tensor],
     torch.testing.assert_close(route(by_rule, x), expected, rtol=1e-10, atol=1e-11)
 
 
-# Of attention nothing that is kept hangs on x by itself; then the gradient comes out as a constant, or x as
-# unused.
+# Of attention nothing that is kept hangs on x by itself: its gradient is a constant then, or x is unused.
 @pytest.mark.parametrize("name", RULES)
 def test_a_compiled_function_refuses(name: str) -> None:
     with pytest.raises(RuntimeError, match=r"double backward|not have been used|does not require grad"):

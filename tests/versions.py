@@ -65,7 +65,18 @@ def main(arguments: list[str]) -> int:
 def run_tests(python: str, folder: Path) -> tuple[bool, str]:
     """Whether all tests passed, and how many did."""
     files = [f"tests/{name}.py" for name in TESTS]
-    command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no", *files]
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "--show-capture=no",
+        *files,
+    ]
     code, text = run(command, folder / "tests.log", {"OMP_NUM_THREADS": "1"})
     counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", text.splitlines()[-1] if text else "")
     return code == 0, ", ".join(counts) or f"exit code {code}"
