@@ -17,7 +17,7 @@ from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap
 from tvmatch.models import DiTConfig, MLPConfig
 from tvmatch.sampling import sample_noise, sample_trajectory
-from tvmatch.trained_model import TrainedModel, build_network, find_checkpoint, load
+from tvmatch.trained_model import TrainedModel, build_network, find_checkpoint, load, of_newest
 
 IMAGES = DataSpec("image", (3, 4, 6), ("zero", "one", "größer"), mean=(0.5, 0.4, 0.6), std=(0.5, 0.3, 0.2))
 POINTS = DataSpec("points", (2,), None, mean=(1.0, -2.0), std=(3.0, 0.5))
@@ -195,6 +195,30 @@ def test_run_folder_gives_its_newest_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path).name == "step_1000"
     assert load(tmp_path).step == 1000
     assert load(tmp_path / "checkpoints" / "step_200").step == 200
+
+
+@pytest.mark.parametrize("damage", ["a folder", "an empty file"])
+def test_a_damaged_newest_checkpoint_is_an_error(tmp_path: Path, damage: str) -> None:
+    """It is not asked for again and again, as one is that was removed meanwhile."""
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / f"step_{step}").mkdir(parents=True)
+        image_model(step=step).save(tmp_path / "checkpoints" / f"step_{step}")
+    description = tmp_path / "checkpoints" / "step_2" / "model.json"
+    description.unlink()
+    if damage == "a folder":
+        description.mkdir()
+    else:
+        description.touch()
+    reads = 0
+
+    def read(folder: Path) -> TrainedModel:
+        nonlocal reads
+        reads += 1
+        assert reads < 3
+        return load(folder)
+
+    with pytest.raises(InputError):
+        of_newest(tmp_path, read)
 
 
 def test_a_network_of_ones_own_is_not_saved(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ On disk it is a folder with `model.json` (architecture, data, guidance, provenan
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -365,7 +366,9 @@ def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
         try:
             return read(folder)
         except (InputError, OSError):
-            if (folder / "model.json").is_file():
+            if os.path.lexists(
+                folder / "model.json"
+            ):  # not removed, whatever it is: a folder, a link to nothing
                 raise
 
 
