@@ -384,6 +384,15 @@ def test_export_under_the_authors_names(hub: FakeHub) -> None:
     assert description["data"]["class_names"] == ["zero", "one", "two"]
 
 
+@pytest.mark.parametrize(
+    "damage", [{"nfe": None}, {"nfe": [1]}, {"rows": {"a": 1}}, {"rows": [None, 3]}, {"warnings": None}]
+)
+def test_a_card_of_damaged_figures_shows_what_is_left(tmp_path: Path, damage: dict[str, Any]) -> None:
+    metrics = written(tmp_path, metrics=METRICS | damage)
+    save_pretrained(trained(GREY), tmp_path / "model", metrics=metrics)
+    assert "## Figures" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_figures_of_another_checkpoint_are_left_out(hub: FakeHub) -> None:
     other, broken = METRICS | {"steps": 11}, "text"
     run = checkpoint(Path("run"), trained(GREY), metrics=other, metrics_2=broken, metrics_inception=FEATURES)

@@ -135,12 +135,11 @@ def _facts(model: TrainedModel) -> dict[str, str]:
 
 def _figures(metrics: Mapping[str, Any]) -> list[str]:
     """A table of the rows, and a list of where its figures come from and what else fits on a line."""
-    if isinstance(
-        metrics.get("rows"), list
-    ):  # in features: a row for each guidance weight and number of steps
-        rows = [row for row in metrics["rows"] if isinstance(row, Mapping)]
-    else:
-        by_steps = metrics.get("nfe", {})
+    listed, by_steps, warnings = (metrics.get(name) for name in ("rows", "nfe", "warnings"))
+    rows: list[Mapping[str, Any]] = []
+    if isinstance(listed, list):  # in features: a row for each guidance weight and number of steps
+        rows = [row for row in listed if isinstance(row, Mapping)]
+    elif isinstance(by_steps, Mapping):
         rows = [{"steps": steps, **row} for steps, row in by_steps.items() if isinstance(row, Mapping)]
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "provenance"))
     cells = [tuple(_shown(row.get(name, "")) for name in columns) for row in rows]
@@ -152,7 +151,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
     ]
     lines = [
         *(str(row["provenance"]) for row in rows if "provenance" in row),
-        *map(str, metrics.get("warnings", ())),
+        *(map(str, warnings) if isinstance(warnings, list) else ()),
         *facts,
     ]
     return [*table, *(["\n".join(f"- {' '.join(line.split())}" for line in lines)] if lines else [])]
