@@ -319,6 +319,6 @@ def source_fingerprint(path: str) -> str | None:
 
 def _files(folder: Path) -> list[Path]:
     """All files below a folder but hidden ones, sorted."""
-    from tvmatch.data.folders.walk import walk  # here, because it imports PyArrow
+    from tvmatch.data.folders.walk import walk  # here, because it imports Pillow
 
     return [folder / name for name in walk(folder).files]
