@@ -223,6 +223,21 @@ def test_a_file_says_that_no_label_was_dropped() -> None:
         assert (model.spec.class_count, model.knows_dropped_labels) == (3, knows)
 
 
+def test_a_name_more_than_classes_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({name: x.contiguous() for name, x in without_dropped(SIT).items()}, "rows.safetensors")
+    Path("names.txt").write_text("a\nb\nc\nd\ne\n")
+    arguments = ["rows.safetensors", "--out=out", *OPTIONS, "--heads=2", "--class_names=names.txt"]
+    assert refused(*arguments, capsys=capsys).endswith(
+        "5 names for a network of 4 classes; --label_dropout=0 if no label was ever dropped\n"
+    )
+    assert main(["import", *arguments, "--label_dropout=0"]) == 0
+    assert tvmatch.load("out").spec.class_names == ("a", "b", "c", "d", "e")
+    Path("names.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    again = ["rows.safetensors", "--out=again", *arguments[2:]]
+    for more in ([], ["--label_dropout=0"]):
+        assert refused(*again, *more, capsys=capsys).endswith(" classes\n")
+
+
 @pytest.mark.parametrize(("said", "dropout"), [(2, None), (7, None), (4, "0.1"), (0, None)])
 def test_a_file_of_other_classes_than_it_says(
     said: int, dropout: str | None, capsys: pytest.CaptureFixture[str]

@@ -14,6 +14,7 @@ from tvmatch.files import new_folder
 from tvmatch.interop.authors import LABEL_TABLE
 from tvmatch.interop.snapshot import ImportedNetwork, Snapshot, import_network, read_snapshot
 from tvmatch.interop.training_facts import TrainingFacts
+from tvmatch.models import DiT
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training.recipes import OneLineParser
 
@@ -164,8 +165,15 @@ def _check_fits(
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(
             f"recipe: {parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
-            f"the network in {parsed.file} of {found[0]} with {found[1]}"
+            f"the network in {parsed.file} of {found[0]} with {found[1]}{_one_more(wanted[1], network)}"
         )
+
+
+def _one_more(wanted: int | None, network: DiT) -> str:
+    """What to do if the row of the label table that was taken for the dropped label is a class."""
+    may_be = network.class_count > 0 and network.conditioning.label_dropout
+    may_be &= wanted == network.class_count + 1
+    return "; --label_dropout=0 if no label was ever dropped" if may_be else ""
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -198,7 +206,8 @@ def _model(
     mean, std = (x * channels if len(x) == 1 else x for x in (training.mean, training.std))
     count = network.class_count
     if names is not None and len(names) != count:
-        raise InputError(f"class_names: {len(names)} names for a network of {count} classes")
+        hint = _one_more(len(names), network)
+        raise InputError(f"class_names: {len(names)} names for a network of {count} classes{hint}")
     if isinstance(training.guidance, tuple) and not network.config.guidance_embedding:
         raise InputError("guidance: this network knows no guidance weight; give one number")
     pixels = training.autoencoder == "none"
