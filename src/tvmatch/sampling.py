@@ -68,11 +68,16 @@ def sample_trajectory(
     Raises:
         InputError: if the times do not decrease from 1 to 0, or labels are not one a sample.
     """
-    times = time_grid(times=times)
-    weight = None if guidance_weight is None else noise.new_full((len(noise),), guidance_weight)
     states = [noise]
-    for t, s in itertools.pairwise(times):
-        x = states[-1]
-        start, end = x.new_full((len(x),), t), x.new_full((len(x),), s)
-        states.append(x + flow_map.displacement(x, start, end, labels, weight))
+    for t, s in itertools.pairwise(time_grid(times=times)):
+        states.append(jump(flow_map, states[-1], t, s, labels, guidance_weight))
     return torch.stack(states)
+
+
+def jump(
+    flow_map: FlowMap, x: Tensor, t: float, s: float, labels: Tensor | None, guidance_weight: float | None
+) -> Tensor:
+    """The states x at time t moved to time s, (B, ...); for labels and weight see `sample_trajectory`."""
+    start, end = x.new_full((len(x),), t), x.new_full((len(x),), s)
+    weight = None if guidance_weight is None else x.new_full((len(x),), guidance_weight)
+    return x + flow_map.displacement(x, start, end, labels, weight)

@@ -26,7 +26,7 @@ from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
 from tvmatch.interop.hub import download
 from tvmatch.interop.pipeline_checks import FILES, FORMAT, check_autoencoder, check_index, described
 from tvmatch.models import DiT
-from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
+from tvmatch.sampling import jump, sample_noise, time_grid
 from tvmatch.trained_model import TrainedModel
 
 _DECODED_TOGETHER = 4 * 256 * 256  # pixels: 3 GB of activations in Stable Diffusion's decoder
@@ -226,7 +226,7 @@ class TVMPipeline(DiffusionPipeline):
         labels = None if labels is None else labels.to(device)
         flow_map = FlowMap(self.transformer, model.scaled)
         for t, s in self.progress_bar(list(itertools.pairwise(grid))):
-            x = sample_trajectory(flow_map, x, (t, s), labels=labels, guidance_weight=weight)[-1]
+            x = jump(flow_map, x, t, s, labels, weight)
         images = self._output(model.spec.denormalize(x), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
