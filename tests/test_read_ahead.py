@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Disturbed, environment, images, newest, tiny_config
+from runs import TINY_MLP, Disturbed, environment, images, newest, tiny_config
 
 from tvmatch.data.base import Batch
+from tvmatch.data.densities import Density
 from tvmatch.data.read_ahead import read_ahead
 from tvmatch.errors import DataError, InputError
 from tvmatch.training import Trainer
@@ -196,6 +197,24 @@ def test_the_run_folder_is_not_blamed(workers: int, tmp_path: Path) -> None:
         f"the last good checkpoint is {tmp_path}/checkpoints/step_0000003"
     )
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("gone")])
+def test_nor_is_it_where_data_are_taken_for_a_picture(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(data: Density, count: int, seed: int) -> Batch:
+        raise error
+
+    monkeypatch.setattr(Density, "take", fail)
+    config = tiny_config(6, sample_every=4)
+    config.network = TINY_MLP
+    with pytest.raises(DataError) as caught:
+        Trainer(config, Density("moons"), tmp_path).run()
+    assert str(caught.value) == (
+        f"step 4: the data set failed: {type(error).__name__}: {error}; "
+        f"the last good checkpoint is {tmp_path}/checkpoints/step_0000003"
+    )
 
 
 # A run in a process of its own for each condition of its workers. All are forked from one, which imports what

@@ -26,6 +26,7 @@ import tvmatch
 from tvmatch.cli import main, partial_output, sample_files
 from tvmatch.data.spec import DataSpec
 from tvmatch.evaluation import load_reference
+from tvmatch.locks import is_lock
 from tvmatch.trained_model import TrainedModel, load
 
 LAYOUTS = {"folder": ["--out=out"], "npz": ["--out=out.npz"], "adm": ["--out=out.npz", "--format=adm"]}
@@ -57,16 +58,21 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line.removeprefix("tvmatch: error: ")
 
 
+def without_locks() -> dict[str, str]:
+    """Every file: but a killed command leaves its lock, which the next one takes and removes."""
+    return {name: content for name, content in tree(Path()).items() if not is_lock(Path(name).name)}
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line of a command that changes nothing and draws nothing."""
-    before = tree(Path())
+    before = without_locks()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainedModel, "sample", lambda *_, **__: pytest.fail("samples were drawn"))
         checkpoints = [argument[13:] for argument in arguments if argument.startswith("--checkpoint=")]
         rest = [argument for argument in arguments if not argument.startswith("--checkpoint=")]
         assert main(["sample", *(checkpoints or ["model"]), *COMMON[2:], *rest]) == 2
     line = one_line(capsys)
-    assert tree(Path()) == before
+    assert without_locks() == before
     return line
 
 
@@ -369,7 +375,7 @@ def test_two_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with partial_output.begin(Path("x"), [Path("x")], settings) as folder:
         (folder / "1.raw").write_bytes(b"some")
         with (
-            pytest.raises(tvmatch.InputError, match=r"another process is at work in x\.partial"),
+            pytest.raises(tvmatch.InputError, match=r"x\.partial is in use: process \d+ .* draws samples"),
             partial_output.begin(Path("x"), [Path("x")], settings),
         ):
             pass
@@ -424,6 +430,12 @@ BAD: dict[str, tuple[list[str], str, Callable[[], object]]] = {
     "bytes of no bytes": (["--out=a.npz", "--uint8=truncate"], "uint8: a.npz holds floating", lambda: None),
     "no such bytes": (["--out=a", "--uint8=up"], "uint8: must be round or truncate", lambda: None),
     "negative first": (["--out=a", "--first=-1"], "first: must not be negative, got -1", lambda: None),
+    "samples without a number": (
+        ["--out=a", f"--first={2**64 - 3}", "--count=4", "--labels_from=uniform"],
+        f"first: samples are numbered up to 2^64 - 1, got {2**64 - 3} for 4 of them",
+        lambda: None,
+    ),
+    "more than there can be": (["--out=a", f"--count={2**63}"], "count: must be at most 9", lambda: None),
     "negative seed": (["--out=a", "--seed=-1"], "seed: must not be negative, got -1", lambda: None),
     "no samples": (["--out=a", "--count=0"], "count: must be at least 1, got 0", lambda: None),
     "no batch": (["--out=a", "--batch_size=0"], "batch_size: must be at least 1, got 0", lambda: None),

@@ -5,6 +5,7 @@ number of processes.
 """
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,18 @@ def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Ten
         ValueError: if `seed` or an index is negative, or an index is 2⁶⁴ or more.
     """
     return RowDraws(seed, "sample").normal("noise", indices, shape)
+
+
+def expect_sample_numbers(first: int, count: int) -> None:
+    """Refuse samples that have no noise of their own: the last one has number 2⁶⁴ − 1.
+
+    Raises:
+        InputError: naming `first`, or `count` where it is more than a Python sequence holds.
+    """
+    if count > sys.maxsize:
+        raise InputError(f"count: must be at most {sys.maxsize}, got {count}")
+    if first + count > 2**64:
+        raise InputError(f"first: samples are numbered up to 2^64 - 1, got {first} for {count} of them")
 
 
 def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[float, ...]:

@@ -23,7 +23,7 @@ from tvmatch.errors import InputError
 from tvmatch.files import expect_no_lfs_pointer, parse_json
 from tvmatch.flow_map import FlowMap
 from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
-from tvmatch.sampling import sample_noise, sample_trajectory, time_grid
+from tvmatch.sampling import expect_sample_numbers, sample_noise, sample_trajectory, time_grid
 
 FORMAT = "tvmatch-model-1"
 Read = TypeVar("Read")
@@ -182,6 +182,7 @@ class TrainedModel:
                 raise InputError(f"{name}: must not be negative, got {number}")
         self._expect_float32()
         classes, count = self._classes(labels, count)
+        expect_sample_numbers(first, count)
         weight = self.guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)
         for start in range(0, count, batch_size):

@@ -14,10 +14,10 @@ from typing import Any
 
 from tvmatch.errors import InputError
 from tvmatch.files import replacing
+from tvmatch.locks import FolderLock
 
 FORMAT = "tvmatch-partial-1"
 SETTINGS_NAME = "settings.json"
-LOCK_NAME = ".lock"
 
 
 def partial_folder(out: Path) -> Path:
@@ -54,8 +54,7 @@ def begin(out: Path, paths: Sequence[Path], settings: Mapping[str, Any]) -> Iter
     ours = json.loads(json.dumps(settings))
     if not folder.exists() or _read(folder) is None:  # a folder of something else gets no lock
         _refuse_existing(paths)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with FolderLock(folder, doing="draws samples into it"):
         try:
             _settle(folder, paths, ours)
             yield folder
@@ -127,21 +126,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else writes to the folder meanwhile; the lock ends with the process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with (folder / LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"out: another process is at work in {folder}") from None
-        except OSError:  # a file system without locks
-            pass
-        yield

@@ -17,7 +17,7 @@ from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.evaluation.collection import Uint8, check_uint8
 from tvmatch.evaluation.numbered import labels_in_turn, numbered_samples, sample_labels
-from tvmatch.sampling import time_grid
+from tvmatch.sampling import expect_sample_numbers, time_grid
 from tvmatch.trained_model import TrainedModel, find_checkpoint
 from tvmatch.training.recipes import OneLineParser
 
@@ -64,6 +64,7 @@ def run(arguments: list[str]) -> int:
         sample_labels(model, parsed.labels_from, request.seed) if classes is None else labels_in_turn(classes)
     )
     count = request.count or (len(classes) if classes else model.spec.class_count or 16)
+    expect_sample_numbers(request.first, count)
     numbers = range(request.first, request.first + count)
     guidance = model.guidance_weight(parsed.guidance)
 

@@ -59,7 +59,7 @@ def read_ahead(
         DataError: for every other error of `read`, which it quotes, or if a process ends.
     """
     if workers < 1:
-        yield map(partial(_read_here, read), items)
+        yield map(partial(read_here, read), items)
         return
     started: list[_Worker] = []
     abandon = partial(_abandon, started)
@@ -74,7 +74,8 @@ def read_ahead(
         atexit.unregister(abandon)
 
 
-def _read_here(read: Callable[[Item], Result], item: Item) -> Result:
+def read_here(read: Callable[[Item], Result], item: Item) -> Result:
+    """`read(item)` in this process, with the errors of `read_ahead`."""
     try:
         return read(item)
     except InputError:

@@ -264,9 +264,15 @@ class Trainer:
 
     def _read(self, steps: range, received: list[int]) -> Generator[Batch]:
         """The batches of these steps, or of fewer if a signal comes while one is waited for."""
+        batches = step_batches(self.dataset, self.config, steps, stopped=lambda: received)
+        with self._data_errors(), batches as read:
+            yield from read
+
+    @contextmanager
+    def _data_errors(self) -> Iterator[None]:
+        """Errors of the data say at which step, and what there is to go back to."""
         try:
-            with step_batches(self.dataset, self.config, steps, stopped=lambda: received) as batches:
-                yield from batches
+            yield
         except (InputError, DataError) as error:
             text = f"step {self.state.step}: {error}; {last_checkpoint(self.out)}"
             raise type(error)(text) from error
@@ -301,7 +307,8 @@ class Trainer:
         training, step = self.config.training, self.state.step
         if training.sample_every and step % training.sample_every == 0:
             samples = self.out / "samples"
-            draw_samples(self.trained_model(), self.dataset, samples, log, self.config.seed)
+            with self._data_errors():
+                draw_samples(self.trained_model(), self.dataset, samples, log, self.config.seed)
         if step % training.checkpoint_every == 0:
             self._save(log)
 

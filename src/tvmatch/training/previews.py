@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tvmatch import pictures
 from tvmatch.data.base import Dataset
+from tvmatch.data.read_ahead import read_here
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training.log import RunLog
 
@@ -24,6 +25,7 @@ def draw_samples(model: TrainedModel, dataset: Dataset, folder: Path, log: RunLo
 
     Raises:
         OSError: if the picture cannot be written.
+        InputError, DataError: if the data set fails.
     """
     path = folder / f"step_{model.step:07d}.png"
     if model.gives_images:
@@ -36,7 +38,7 @@ def draw_samples(model: TrainedModel, dataset: Dataset, folder: Path, log: RunLo
             log.image("samples/1 step", grid, model.step)
     elif model.spec.kind == "points" and model.spec.shape == (2,):
         count = min(POINTS, len(dataset)) if isinstance(dataset, Sized) else POINTS
-        data = dataset.take(count, seed).values
+        data = read_here(lambda n: dataset.take(n, seed), count).values
         clouds = {n: model.sample(count=count, steps=n, batch_size=count) for n in (1, 2, 4)}
         paths = model.trajectory(count=100, steps=8, batch_size=100)
         if _all_finite([paths, *clouds.values()], model.step, log):
