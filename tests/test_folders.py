@@ -467,6 +467,22 @@ def test_splits_below_classes_are_refused(root: str) -> None:
     mk("photos/all/{train,val}/{a,b}/0.png")
     refused("photos", "holds train and val of all")
     assert found("photos/all") == (2, ("a", "b"))
+    mk("deep/data/{train_set,test_set}/{a,b}/0.png")
+    refused("deep", "holds test_set and train_set of data", label_column=None)
+
+
+def test_a_folder_that_imagenet_has_not_makes_no_class_of_all_of_it() -> None:
+    """Above the folder of the splits, it would be the only class, test images in it."""
+    inner = "net/ILSVRC/Data/CLS-LOC"
+    mk(f"{inner}/train/{{n00000001,n00000002}}/0.png", f"{inner}/{{val,test}}/{{0,1}}.png")
+    assert found("net") == (2, ("n00000001", "n00000002"))
+    Path(inner, "train/more").mkdir()
+    refused("net", "holds test and train and val of ILSVRC/Data/CLS-LOC: splits are folders of the data set")
+    refused(inner, f"{inner}/train/more is empty: a class without images")
+    Path(inner, "train/more").rmdir()
+    Path(inner, "train/n00000002").rename(Path(inner, "train/tench"))
+    refused("net", "give the folder that holds them as data.path", label_column="auto")
+    assert found(inner) == (2, ("n00000001", "tench"))
 
 
 def test_tables_that_are_no_splits_beside_some_are_refused() -> None:
