@@ -390,6 +390,15 @@ def test_links_to_folders_are_followed_once() -> None:
         assert found("splits", split=split) == (2, ("a", "b"))
 
 
+def test_links_to_nothing_are_said() -> None:
+    mk("some/{cats,dogs}/0.png")
+    Path("some/fox").symlink_to("gone")
+    Path("some/owl").symlink_to("owl")
+    assert see("some").findings[-1] == "some, split train: left out links to nothing: 2 (fox, …)"
+    Path("some/cats/1.png").symlink_to("gone.png")
+    refused("some", "some/cats/1.png: No such file or directory")
+
+
 def test_what_is_neither_file_nor_folder_is_left_out() -> None:
     mk("some/a/0.png")
     os.mkfifo("some/a/1.png")
