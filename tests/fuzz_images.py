@@ -53,7 +53,7 @@ SPLITS = [
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Case:
-    """A small tree of images and other things, at times with a link, for training or encoding."""
+    """A small tree of images and other things, at times with links, for training or encoding."""
     folder = st.lists(st.sampled_from(FOLDERS), max_size=3).map("/".join)
     files = draw(
         st.dictionaries(
@@ -63,10 +63,8 @@ def layouts(draw: st.DrawFn) -> Case:
             max_size=7,
         )
     )
-    link = draw(
-        st.none()
-        | st.tuples(folder, st.sampled_from(["..", ".", "nowhere", "../../photos", "0.png", "/dev"]))
-    )
+    targets = st.sampled_from(["..", "..", ".", "nowhere", "../../photos", "0.png", "/dev"])
+    links = draw(st.dictionaries(st.tuples(folder, st.sampled_from(["link", "zlink"])), targets, max_size=3))
     empty = draw(st.none() | folder)
 
     def prepare(here: Path) -> None:
@@ -76,11 +74,11 @@ def layouts(draw: st.DrawFn) -> Case:
             (root / inside / name).write_bytes(content)
         if empty is not None:
             (root / empty / "empty").mkdir(parents=True, exist_ok=True)
-        if link is not None:
-            (root / link[0]).mkdir(parents=True, exist_ok=True)
-            (root / link[0] / "link").symlink_to(link[1])
+        for (inside, name), target in links.items():
+            (root / inside).mkdir(parents=True, exist_ok=True)
+            (root / inside / name).symlink_to(target)
 
-    return Case(draw(_reading("tree")), prepare, (files, link, empty))
+    return Case(draw(_reading("tree")), prepare, (files, links, empty))
 
 
 def _reading(path: str) -> st.SearchStrategy[list[str]]:

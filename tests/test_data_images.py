@@ -547,12 +547,13 @@ def test_a_full_disk_is_not_blamed_on_the_data(
             load(source, label_column=None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with monkeypatch.context() as patch:
-        patch.setattr("datasets.builder.has_sufficient_disk_space", lambda *_, **__: False)
-        with pytest.raises(
-            InputError, match=r"^the (data set|list of images) cannot be written to .*\(Not enough disk space"
-        ):
-            load(source, label_column=None)
+    if kind == "parquet":  # `datasets` looks at the disk before it copies tables
+        with monkeypatch.context() as patch:
+            patch.setattr("datasets.builder.has_sufficient_disk_space", lambda *_, **__: False)
+            with pytest.raises(
+                InputError, match=r"^the data set cannot be written to .*\(Not enough disk space"
+            ):
+                load(source, label_column=None)
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     with pytest.raises(

@@ -55,6 +55,8 @@ def test_splits_within_classes() -> None:
     assert splits_within_classes(["a/train/0.png", "a/test/0.png"]) == "train and test of a"
     assert splits_within_classes(["a/train/0.png", "b/test/0.png", "test/0.png", "c/train.png"]) == ""
     assert splits_within_classes(["bus/red/0.png", "train/val/0.png", "train/x/train/0.png"]) == ""
+    assert splits_within_classes(["a/b/c/val/0.png", "a/b/c/Train/x/0.png"]) == "val and Train of a/b/c"
+    assert splits_within_classes(["a/train2017/0.png", "a/val2017/0.png"]) == "train2017 and val2017 of a"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,9 @@ def test_splits_within_classes() -> None:
         ("hold-out", "holding out"),
         ("testset", "holding out"),
         ("devdata", "holding out"),
+        ("trainA", "training"),
+        ("HoldOut", "holding out"),
+        ("celebTEST", "holding out"),
         ("trains", None),
         ("contest", None),
         ("value", None),
@@ -87,6 +92,8 @@ def test_kinds_of_splits(name: str, kind: str | None) -> None:
 def test_names_that_look_like_splits() -> None:
     assert look_like_splits(["train_set", "test_set", "docs"]) == ["train_set", "test_set"]
     assert look_like_splits(["DIV2K_train_HR", "DIV2K_valid_HR"]) == ["DIV2K_train_HR", "DIV2K_valid_HR"]
+    pairs = ["testA", "testB", "trainA", "trainB"]
+    assert look_like_splits(pairs) == pairs
     assert look_like_splits(["train_station", "test_tube", "cat"]) == []
     assert look_like_splits(["train_a", "train_b"]) == look_like_splits([]) == []
 

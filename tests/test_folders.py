@@ -22,9 +22,11 @@ from tvmatch.cli import main
 from tvmatch.data import ImagesData
 from tvmatch.data.folders.earlier_fingerprint import earlier_fingerprint
 from tvmatch.data.folders.image_formats import image_suffixes
+from tvmatch.data.image_reader import open_images
 from tvmatch.data.images import ImageDataset
 from tvmatch.data.latents import LatentDataset
 from tvmatch.errors import InputError
+from tvmatch.evaluation.npz import NpzReader
 from tvmatch.evaluation.reference import source_fingerprint
 
 FORMATS = {".jpg": "JPEG", ".JPEG": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".webp": "WEBP"}
@@ -388,6 +390,15 @@ def test_links_to_folders_are_followed_once() -> None:
         assert found("splits", split=split) == (2, ("a", "b"))
 
 
+def test_links_to_nothing_are_said() -> None:
+    mk("some/{cats,dogs}/0.png")
+    Path("some/fox").symlink_to("gone")
+    Path("some/owl").symlink_to("owl")
+    assert see("some").findings[-1] == "some, split train: left out links to nothing: 2 (fox, …)"
+    Path("some/cats/1.png").symlink_to("gone.png")
+    refused("some", "some/cats/1.png: No such file or directory")
+
+
 def test_what_is_neither_file_nor_folder_is_left_out() -> None:
     mk("some/a/0.png")
     os.mkfifo("some/a/1.png")
@@ -467,6 +478,22 @@ def test_splits_below_classes_are_refused(root: str) -> None:
     mk("photos/all/{train,val}/{a,b}/0.png")
     refused("photos", "holds train and val of all")
     assert found("photos/all") == (2, ("a", "b"))
+    mk("deep/data/{train_set,test_set}/{a,b}/0.png")
+    refused("deep", "holds test_set and train_set of data", label_column=None)
+
+
+def test_a_folder_that_imagenet_has_not_makes_no_class_of_all_of_it() -> None:
+    """Above the folder of the splits, it would be the only class, test images in it."""
+    inner = "net/ILSVRC/Data/CLS-LOC"
+    mk(f"{inner}/train/{{n00000001,n00000002}}/0.png", f"{inner}/{{val,test}}/{{0,1}}.png")
+    assert found("net") == (2, ("n00000001", "n00000002"))
+    Path(inner, "train/more").mkdir()
+    refused("net", "holds test and train and val of ILSVRC/Data/CLS-LOC: splits are folders of the data set")
+    refused(inner, f"{inner}/train/more is empty: a class without images")
+    Path(inner, "train/more").rmdir()
+    Path(inner, "train/n00000002").rename(Path(inner, "train/tench"))
+    refused("net", "give the folder that holds them as data.path", label_column="auto")
+    assert found(inner) == (2, ("n00000001", "tench"))
 
 
 def test_tables_that_are_no_splits_beside_some_are_refused() -> None:
@@ -577,6 +604,55 @@ def test_a_zip_packed_by_windows_has_its_folders() -> None:
         for name in ("cats\\0.png", "cats\\1.png", "dogs\\0.png"):
             archive.write("0.png", name)
     assert labels_of("windows.zip") == [0, 0, 1]
+
+
+# --- Git LFS pointers ---
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 2713059840\n"
+POINTERS = {
+    "images/{cats,dogs}/{0,1}.png": "images/cats/0.png: not a readable image (a Git LFS pointer",
+    "some.zip": "some.zip: a Git LFS pointer",
+    "some.parquet": "some.parquet: a Git LFS pointer",
+    "tables/train-0.parquet": "tables/train-0.parquet: a Git LFS pointer",
+    "numbered/{dataset.json,0.png}": "dataset.json of numbered is a Git LFS pointer",
+    "described/{metadata.csv,0.png}": "described/metadata.csv: a Git LFS pointer",
+}
+
+
+@pytest.mark.parametrize("files", POINTERS)
+def test_data_that_are_git_lfs_pointers_are_called_so(vae: Path, files: str) -> None:
+    mk(files)
+    top = files.partition("/")[0]
+    for path in [Path(top)] if Path(top).is_file() else Path(top).rglob("*.*"):
+        path.write_bytes(POINTER)
+    refused(top, POINTERS[files], "git lfs pull", label_column="auto")
+    Encoded(vae, top).refused(POINTERS[files], "git lfs pull")
+
+
+def test_images_that_are_git_lfs_pointers_may_be_left_out(vae: Path) -> None:
+    mk("some/{cats,dogs}/0.png")
+    Path("some/cats/1.png").write_bytes(POINTER)
+    assert found("some", on_bad_image="skip") == (2, ("cats", "dogs"))
+    assert Encoded(vae, "some", "--on_bad_image", "skip").classes == (2, ("cats", "dogs"))
+    Path("z/shards/00000.arrow").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"00000\.arrow: a Git LFS pointer"):
+        LatentDataset("z")
+    shutil.rmtree("some/dogs")
+    Path("some/cats/0.png").write_bytes(POINTER)
+    refused("some", "none of the 2 images of some can be read", "a Git LFS pointer", on_bad_image="skip")
+
+
+def test_arrays_that_are_git_lfs_pointers_are_called_so() -> None:
+    Path("statistics.npz").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"statistics\.npz: a Git LFS pointer"):
+        NpzReader(Path("statistics.npz"), "reference")
+    Path("some").mkdir()
+    np.save("some/0.npy", np.ones((8, 2, 2), np.float32))
+    Path("some/1.npy").write_bytes(POINTER)
+    Path("some/dataset.json").write_text('{"labels": null}')
+    latents = open_images("some", "train", label_column=None)
+    with pytest.raises(InputError, match=r"1\.npy: a Git LFS pointer"):
+        latents.moments(1)
 
 
 # --- what was made before ---

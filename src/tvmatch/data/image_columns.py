@@ -6,11 +6,11 @@ from typing import Any
 import datasets
 
 from tvmatch.data.image_rows import Source
+from tvmatch.data.spec import MOST_CLASSES
 from tvmatch.errors import InputError
 
 AUTO = "auto"
 
-_MOST_CLASSES = 100_000
 _LIKE_LABELS = ("labels", "class", "classes")  # columns that hold classes, to tell from their names
 
 
@@ -103,7 +103,7 @@ def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...
         return names, {name: number for number, name in enumerate(names)}
     low, high = min(values), max(values)
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-    most = len(names) or _MOST_CLASSES
+    most = len(names) or MOST_CLASSES
     if low < 0 or high >= most:
         wrong = low if low < 0 else high
         raise InputError(f"data.label_column: {column!r} holds {wrong}, classes are numbers 0 … {most - 1}")

@@ -17,6 +17,7 @@ from tvmatch.data.listing import PLACE, one_line
 from tvmatch.data.npy import is_npy, latents_shape, moments_of_npy
 from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
 from tvmatch.errors import InputError
+from tvmatch.files import LFS_POINTER, is_lfs_pointer
 
 
 class ImageSource:
@@ -172,6 +173,8 @@ def open_images(
 
 
 def _bytes(content: bytes | str | None) -> bytes:
+    if isinstance(content, bytes) and is_lfs_pointer(content):
+        raise InputError(LFS_POINTER)
     if not isinstance(content, bytes) or not is_npy(content):
         raise InputError("holds no latents, as the first does")
     return content

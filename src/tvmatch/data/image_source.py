@@ -20,6 +20,7 @@ from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_
 from tvmatch.data.imagenet import ImageNet, find_imagenet, list_imagenet
 from tvmatch.data.listing import Listing, as_rows, cache_error, cache_failure, digest, one_line
 from tvmatch.errors import InputError
+from tvmatch.files import expect_no_lfs_pointer
 
 _TABLES = (".parquet", ".arrow")
 _HUB_TIMEOUT = 10.0  # seconds for the first answer; `datasets` itself would try for half a minute
@@ -42,6 +43,7 @@ def open_source(path: str, split: str) -> Source:
         _check_hub(path)
         return _hashed(_load(path, split, path), whole)
     if local.is_file():
+        expect_no_lfs_pointer(local)
         if local.suffix.lower() == ".zip":
             return _open_zip(local, split)
         return _open_tables(path, split, {"train": [local]})
@@ -55,6 +57,8 @@ def open_source(path: str, split: str) -> Source:
     tree = walk(local)
     tables = [local / name for name in tree.files if _is_table(name)]
     if tables:
+        for table in tables:
+            expect_no_lfs_pointer(table)
         return _open_tables(path, split, tables_by_split(path, local, tables))
     images, others = parted(tree.files)
     if not images:
@@ -78,7 +82,10 @@ def _open_folder(path: str, root: Path, tree: Tree, split: str) -> Source:
     name = split.partition("[")[0]
     folder = choose_split(root, tree, name)
     below = walk(root / folder) if folder else tree
-    if any(map(is_description, below.files)):
+    descriptions = [root / folder / name for name in below.files if is_description(name)]
+    if descriptions:
+        for description in descriptions:
+            expect_no_lfs_pointer(description)
         splits = described_images(root, tree.files, folder)
         wanted = SPLIT_OF.get(name.lower(), name) + split[len(name) :]
         rows = _load("imagefolder", wanted, path, data_files=data_files_of(splits))

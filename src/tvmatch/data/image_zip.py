@@ -24,7 +24,9 @@ from tvmatch.data.folders.walk import HIDDEN, Level, is_hidden, stamp, walk
 from tvmatch.data.found import LeftOut, Notes, printable
 from tvmatch.data.listing import Listing, digest, one_line
 from tvmatch.data.npy import NPY_SUFFIX
+from tvmatch.data.spec import MOST_CLASSES
 from tvmatch.errors import InputError
+from tvmatch.files import LFS_POINTER, is_lfs_pointer
 
 DESCRIPTION = "dataset.json"
 NO_LABELS = f"{DESCRIPTION} is missing, or has none"
@@ -32,7 +34,6 @@ Place = tuple[int, int, int, int, int]  # offset of the header, bytes packed and
 
 _MOST_BYTES = 2**28  # of one image or array: larger claims are no pictures
 _MOST_JSON_BYTES = 2**30
-_MOST_CLASSES = 100_000
 _TAIL = 2**16  # the end of a ZIP: its directory's last pages, with check sums of the last files
 _HEADER = struct.Struct("<4s22xHH")  # of a file in a ZIP: signature, lengths of its name and extra field
 
@@ -184,6 +185,8 @@ def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> li
     if description is None:
         return [None] * len(names)
     where = f"data.path: {DESCRIPTION} of {root}"
+    if is_lfs_pointer(description):
+        raise InputError(f"{where} is {LFS_POINTER}")
     try:
         content = json.loads(description)
     except (ValueError, RecursionError) as error:
@@ -201,9 +204,9 @@ def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> li
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise InputError(f"{where}: labels must be a list of [file, class], got {pair!r:.60}")
         name, label = pair
-        if type(label) is not int or not 0 <= label < _MOST_CLASSES:  # a bool is an int, but no class
+        if type(label) is not int or not 0 <= label < MOST_CLASSES:  # a bool is an int, but no class
             raise InputError(
-                f"{where}: the class of {name!r} must be a number 0 … {_MOST_CLASSES - 1}, got {label!r:.60}"
+                f"{where}: the class of {name!r} must be a number 0 … {MOST_CLASSES - 1}, got {label!r:.60}"
             )
         found[name] = label
     missing = found.keys() - set(names)

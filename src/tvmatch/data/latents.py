@@ -22,7 +22,7 @@ from tvmatch.data.facts import count_classes
 from tvmatch.data.found import lines_of_findings
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import parse_json, replacing
+from tvmatch.files import expect_no_lfs_pointer, parse_json, replacing
 from tvmatch.seeds import RowDraws
 
 FORMAT = "tvmatch-latents-1"
@@ -100,6 +100,7 @@ class LatentsInfo:
             InputError: if there is none, or it is not of this version.
         """
         path = folder / INFO_NAME
+        expect_no_lfs_pointer(path)
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -232,6 +233,7 @@ def _open(folder: Path, shard: Shard, shape: tuple[int, ...]) -> datasets.Datase
         raise InputError(
             f"data.latents: {path} is missing; `tvmatch encode` with the same options makes it anew"
         )
+    expect_no_lfs_pointer(path)
     try:
         rows = datasets.Dataset.from_file(str(path))
     except (OSError, ValueError, pyarrow.ArrowException) as error:

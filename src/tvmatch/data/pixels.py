@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffIm
 from tvmatch.data.listing import one_line
 from tvmatch.data.npy import is_npy, pixels_of_npy
 from tvmatch.errors import InputError
+from tvmatch.files import LFS_POINTER, is_lfs_pointer
 
 Crop = Literal["centre", "dhariwal"]
 
@@ -121,7 +123,7 @@ def _open(source: bytes | str) -> Image.Image:
     if isinstance(source, bytes) and is_npy(source):
         return Image.fromarray(pixels_of_npy(source))
     content = io.BytesIO(source) if isinstance(source, bytes) else source
-    with Image.open(content) as file:
+    with _recognised(content) as file:
         if file.format == "EPS":  # a program, which Pillow would give to Ghostscript to run
             raise ValueError("PostScript is not supported")
         storage = _storage(file)
@@ -129,6 +131,24 @@ def _open(source: bytes | str) -> Image.Image:
         image = _eight_bit(file, storage)
         turn = _UPRIGHT.get(_orientation(file))
         return image if turn is None else image.transpose(turn)
+
+
+def _recognised(content: io.BytesIO | str) -> ImageFile:
+    """The opened file, of whatever format it is; not decoded yet.
+
+    Raises:
+        ValueError: it is a Git LFS pointer.
+        Exception: of whatever kind Pillow raises.
+    """
+    try:
+        return Image.open(content)
+    except UnidentifiedImageError:
+        start = (
+            content.getvalue()[:64] if isinstance(content, io.BytesIO) else Path(content).read_bytes()[:64]
+        )
+        if is_lfs_pointer(start):
+            raise ValueError(LFS_POINTER) from None
+        raise
 
 
 def _orientation(file: ImageFile) -> Any:

@@ -14,6 +14,7 @@ from tvmatch.errors import InputError
 # Released means and deviations, printed with five digits, are off by less than 1e-6 deviations.
 # A difference of 1e-5 is a two-hundredth of what bfloat16 rounds.
 ROUNDING = 1e-5  # standard deviations
+MOST_CLASSES = 100_000  # of numbers without names: one stray label would make as many classes
 
 
 def agree(numbers: Sequence[float], others: Sequence[float], std: Sequence[float]) -> bool:

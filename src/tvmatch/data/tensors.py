@@ -2,7 +2,7 @@
 
 import operator
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ from torch import Tensor
 from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.facts import count_classes
 from tvmatch.data.found import lines_of_findings
-from tvmatch.data.spec import DataSpec
+from tvmatch.data.spec import MOST_CLASSES, DataSpec
 from tvmatch.errors import InputError
 
 Labels = Tensor | Sequence[int] | NDArray[np.integer[Any]]
-_MOST_CLASSES = 100_000  # of labels alone: one stray number would make as many classes
 
 
 class TensorDataset(StoredDataset):
@@ -121,17 +120,24 @@ def _checked_labels(
         return None, None
     if isinstance(class_names, str):  # of which Python would make a class a letter
         raise InputError(f"class_names: must be one name a class, got the text {class_names!r}")
+    if class_names is not None:
+        # The order of a mapping from names to numbers, or of a set, need not be that of the numbers.
+        if isinstance(class_names, bytes | Mapping | Set) or not isinstance(class_names, Iterable):
+            raise InputError(f"class_names: must be one name a class, got {reprlib.repr(class_names)}")
+        class_names = tuple(class_names)
+        if not class_names:
+            raise InputError("class_names: there are labels but no names")
     numbers = _class_numbers(labels)
     if numbers.shape != (count,):
         raise InputError(
             f"labels: there must be one for each of the {count} elements, got shape {tuple(numbers.shape)}"
         )
     low, high = int(numbers.min()), int(numbers.max())
-    most = _MOST_CLASSES if class_names is None else len(class_names)
+    most = MOST_CLASSES if class_names is None else len(class_names)
     if low < 0 or high >= most:
         wrong = low if low < 0 else high
         raise InputError(f"labels: {wrong} is {'negative' if wrong < 0 else f'outside 0 … {most - 1}'}")
-    names = tuple(str(number) for number in range(high + 1)) if class_names is None else tuple(class_names)
+    names = tuple(str(number) for number in range(high + 1)) if class_names is None else class_names
     return numbers, names
 
 
@@ -147,7 +153,7 @@ def _class_numbers(labels: Labels) -> Tensor:
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise InputError(f"labels: must be integers, got {labels.dtype}")
         return labels.detach().cpu().long()
-    if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+    if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable):
         raise InputError(f"labels: must be integers, one an element, got {reprlib.repr(labels)}")
     numbers = []
     for place, label in enumerate(labels):

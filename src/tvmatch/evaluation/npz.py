@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmatch.errors import InputError
+from tvmatch.files import expect_no_lfs_pointer
 
 
 class ArrayKind(NamedTuple):
@@ -36,6 +37,7 @@ class NpzReader:
 
     def __init__(self, path: Path, what: str) -> None:
         self._what = what
+        expect_no_lfs_pointer(path)
         with self._readable():
             self._archive = zipfile.ZipFile(path)
         self._kinds: dict[str, tuple[ArrayKind, bool]] = {}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tvmatch.data.folders.image_formats import formats_in_words
-from tvmatch.data.folders.splits import SPLIT_OF
+from tvmatch.data.folders.splits import SPLIT_OF, look_like_splits
 from tvmatch.data.found import printable
 
 FLAT = "its images lie in no subfolders"
@@ -80,18 +80,20 @@ def class_of(name: str) -> str:
 
 
 def splits_within_classes(images: Sequence[str]) -> str:
-    """Names of two folders in a class that are splits, such as "train and test of cats"; "" without any.
+    """Folders in a class, however deep, that are splits or look like some: "train and test of cats".
 
-    All images of a class are taken together, those of a test split too.
+    "" if there are none. All images of a class are taken together, those of a test split too.
     """
-    found: dict[str, dict[str, str]] = {}
-    for image in images:
-        parts = image.split("/", 2)
-        if len(parts) == 3 and parts[1].lower() in SPLIT_OF:
-            found.setdefault(parts[0], {}).setdefault(SPLIT_OF[parts[1].lower()], parts[1])
-    for name, splits in found.items():
-        if "train" in splits and len(splits) > 1:
-            return f"{' and '.join(map(printable, splits.values()))} of {printable(name)}"
+    inside: dict[str, dict[str, None]] = {}  # the folders in each
+    for path in dict.fromkeys(image.rpartition("/")[0] for image in images):
+        folders = path.split("/")
+        for depth in range(1, len(folders)):
+            inside.setdefault("/".join(folders[:depth]), {})[folders[depth]] = None
+    for folder, names in inside.items():
+        splits = {SPLIT_OF[name.lower()]: name for name in names if name.lower() in SPLIT_OF}
+        both = list(splits.values()) if "train" in splits and len(splits) > 1 else []
+        if alike := both or look_like_splits(names):
+            return f"{' and '.join(map(printable, alike))} of {printable(folder)}"
     return ""
 
 

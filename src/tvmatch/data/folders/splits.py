@@ -25,8 +25,11 @@ SPLIT_NAMES = {
 }
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
-_OF_TRAINING = "train|training|trainval"
-_OF_HOLDING_OUT = "validation|valid|val|minival|dev|test|testing|eval|evaluation|holdout|heldout|unlabell?ed"
+_OF_TRAINING = "train|training|trainval|trn"
+_OF_HOLDING_OUT = (
+    "validation|valid|val|minival|dev|test|testing|tst|eval|evaluation|holdout|heldout"
+    "|unseen|unlabell?ed|extra"
+)
 _GENERAL = "set|data|dataset|images?|imgs?|pics|pictures|photos|split|part|fold|files?|samples"
 _LIKE = {
     kind: re.compile(f"({_GENERAL})?({words})({_GENERAL})*")
@@ -35,12 +38,13 @@ _LIKE = {
 
 
 def kind_of_split(name: str) -> str | None:
-    """What a name looks like to people: "training" (DIV2K_train_HR, train_station), "holding out" (val2017,
-    held_out), or neither.
+    """What a name looks like to people: "training" (DIV2K_train_HR, trainA, train_station), "holding out"
+    (val2017, held_out), or neither.
     """
     words = re.findall("[a-z]+", name.lower())
-    joined = [first + second for first, second in pairwise(words)]
-    kinds = [kind for kind, like in _LIKE.items() if any(map(like.fullmatch, [*words, *joined]))]
+    parts = [part.lower() for part in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+    joined = [first + second for whole in (words, parts) for first, second in pairwise(whole)]
+    kinds = [kind for kind, like in _LIKE.items() if any(map(like.fullmatch, [*words, *parts, *joined]))]
     return kinds[-1] if kinds else None
 
 

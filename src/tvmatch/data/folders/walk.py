@@ -24,6 +24,7 @@ HIDDEN = "hidden files and folders, or the system's"
 IN_A_CIRCLE = "links to a folder above"
 TWICE = "folders linked a second time"
 SPECIAL = "neither file nor folder"
+TO_NOTHING = "links to nothing"
 
 
 class Tree(NamedTuple):
@@ -96,9 +97,13 @@ def walk(root: Path) -> Tree:
                 heapq.heappush(links, (name.split("/"), name))
             elif folder:
                 waiting.append(name)
-            # A link to nothing is kept: whoever reads the file tells of it.
-            elif _is(entry, "file") or not os.path.exists(entry.path):
+            elif _is(entry, "file"):
                 tree.files.append(name)
+            elif not os.path.exists(entry.path):
+                if suffix_of(name):  # kept: whoever reads the file tells of it
+                    tree.files.append(name)
+                else:  # perhaps to a folder
+                    tree.left_out.add(TO_NOTHING, name)
             else:
                 tree.left_out.add(SPECIAL, name)
     tree.files.sort(key=_parts)
