@@ -58,7 +58,7 @@ def loss(**changes: Any) -> Tensor:
 
 
 COLUMN: Callable[[Tensor], Tensor] = lambda x: x[:, None]  # noqa: E731
-WRONG: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
+WRONG: dict[str, tuple[str, Callable[[Tensor], Any], str]] = {
     "w (B, 1)": ("guidance_weight", COLUMN, r"\(4,\).*\(4, 1\)"),
     "w (1,)": ("guidance_weight", lambda w: w[:1], r"\(1,\)"),
     "w ()": ("guidance_weight", lambda w: w[0], r"\(\)"),
@@ -80,12 +80,17 @@ WRONG: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
     "bytes for data": ("x0", lambda x: x.byte(), "uint8"),
     "data without a batch": ("x0", lambda x: x[0, 0, 0], "shape"),
     "labels (B, 1)": ("labels", COLUMN, r"\(4, 1\)"),
+    "complex s'": ("s_prime", lambda s: s.to(torch.complex128), "floating-point.*complex128"),
+    "w of truth values": ("guidance_weight", lambda w: w > 0, "floating-point.*bool"),
+    "one number for t": ("t", lambda t: 0.5, "a tensor .*float"),
+    "noise in NumPy": ("noise", lambda x: x.numpy(), "a tensor .*ndarray"),
+    "labels in bytes": ("labels", lambda x: x.byte(), "int64.*uint8"),
     "labels in floating point": ("labels", lambda x: x.double(), "float64"),
 }
 
 
 @pytest.mark.parametrize(("name", "change", "message"), WRONG.values(), ids=WRONG)
-def test_tvm_loss_names_the_argument(name: str, change: Callable[[Tensor], Tensor], message: str) -> None:
+def test_tvm_loss_names_the_argument(name: str, change: Callable[[Tensor], Any], message: str) -> None:
     assert loss().isfinite()
     with pytest.raises(InputError, match=f"^{name}: .*{message}"):
         loss(**{name: change(arguments()[name])})
@@ -102,6 +107,36 @@ def test_a_network_of_another_shape(role: str, detach_jvp: bool) -> None:
         tvm_loss(**networks, **given, scaled=False, detach_jvp=detach_jvp)
     with pytest.raises(InputError, match="must return the shape"):
         flow_matching_loss(JVPNetwork(Network(1)), given["x0"], given["noise"], given["t"])
+
+
+def test_times_and_weights_of_numpy() -> None:
+    """In float64, beside a network and data in float32."""
+    given, network = arguments(), randomize_(small_dit(SHAPE, CLASSES))
+    narrow = {name: x.float() if x.is_floating_point() else x for name, x in given.items()}
+    wide = {name: narrow[name].double() for name in ("t", "s", "s_prime", "guidance_weight")}
+    expected = tvm_loss(network, network, **narrow, scaled=True).loss
+    actual = tvm_loss(network, network, **narrow | wide, scaled=True).loss
+    assert relative_error(actual, expected) < 1e-4  # rounding of s − t
+    assert FlowMap(network).displacement(narrow["x0"], wide["t"], wide["s"]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind"),
+    [
+        (lambda y: (y, y), "a tuple"),
+        (lambda y: {"sample": y}, "a dict"),
+        (lambda y: y.long(), "torch.int64"),
+    ],
+)
+def test_a_network_of_another_output(outputs: Callable[[Tensor], Any], kind: str) -> None:
+    class Other(Network):
+        def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return outputs(super().forward(x, t, s))
+
+    flow_map = FlowMap(JVPNetwork(Other()))
+    for call in (flow_map.displacement, flow_map.displacement_and_terminal_velocity):
+        with pytest.raises(InputError, match=f"must return one floating-point tensor, got {kind}"):
+            call(x, t, s)
 
 
 def test_a_network_without_duals() -> None:

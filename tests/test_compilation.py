@@ -129,3 +129,10 @@ def test_a_run_stops_before_its_first_step(
             start()
     else:
         start()
+
+
+def test_what_is_compared_is_drawn_on_the_cpu() -> None:
+    """Also where the user's tensors are made elsewhere."""
+    with torch.device("meta"):
+        inputs = compilation._draw(compilation.CASES["gelu"], "gelu", torch.device("cpu"), torch.float32)
+    assert all(x is not None and x.device.type == "cpu" for x in inputs)

@@ -303,3 +303,74 @@ def test_refused_in_compiled_code(wrap: str) -> None:
         network(x, t, Dual(t, torch.ones_like(t)))
     assert torch.linalg.det.__module__ == "torch._C._linalg"
     assert F.layer_norm.__module__ == "torch.nn.functional"
+
+
+# Where no name is looked up: in TorchScript, and under other transforms.
+
+
+def _determinant(A: Tensor) -> Tensor:
+    return torch.det(A) if bool(A.sum() > 1e3) else torch.det(A).sin()
+
+
+def _solution(A: Tensor) -> Tensor:
+    return torch.linalg.solve(A, A.sin())
+
+
+def _standardized(A: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(A, [3])
+
+
+def _waves(A: Tensor) -> Tensor:
+    return A.sin() * A
+
+
+SCRIPTED: dict[str, tuple[Callable[..., Any], str]] = {
+    "a branch": (_determinant, "linalg_det"),
+    "solve": (_solution, "linalg_solve"),
+    "layer norm": (_standardized, "layer_norm"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("way", ["script", "trace", "module"])
+@pytest.mark.parametrize(("function", "name"), SCRIPTED.values(), ids=SCRIPTED)
+def test_torchscript_is_looked_into(function: Callable[..., Any], name: str, way: str) -> None:
+    class Module(nn.Module):
+        def forward(self, A: Tensor) -> Tensor:
+            return function(A)
+
+    A = matrices()
+    if way == "script":
+        scripted = torch.jit.script(function)
+    else:
+        scripted = torch.jit.trace(function if way == "trace" else Module(), A, check_trace=False)
+    actual, expected = gradient_along(scripted, A, A.sin())
+    assert relative_error(actual, expected) > 1e-4  # right to 1e-7, if it were
+    with repair_forward_mode(), pytest.raises(NotImplementedError, match=f"TorchScript with {name}"):
+        jvp(scripted, (A,), (A.cos(),))
+    with repair_forward_mode(), torch.no_grad():
+        tangent = jvp(scripted, (A,), (A.cos(),))[1]
+    assert relative_error(tangent, central_difference(lambda h: function(A + h * A.cos()), 1e-4)) < 1e-7
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_other_torchscript_is_left_alone() -> None:
+    A, scripted = matrices(), torch.jit.script(_waves)
+    with repair_forward_mode():
+        actual, expected = gradient_along(scripted, A, A.sin())
+        assert scripted(A).equal(_waves(A))
+        assert torch.jit.script(_determinant)(A).equal(_determinant(A))  # without a tangent
+    assert relative_error(actual, expected) < 1e-6
+
+
+def test_refused_under_other_transforms() -> None:
+    A, by_row = matrices(), torch.func.vmap(torch.det)
+    for function in (by_row, torch.func.vmap(torch.func.grad(torch.det))):
+        with repair_forward_mode(), pytest.raises(NotImplementedError, match=r"^det: "):
+            jvp(function, (A,), (A.cos(),))
+    with repair_forward_mode(), torch.no_grad():
+        tangent = jvp(by_row, (A,), (A.cos(),))[1]
+    assert relative_error(tangent, central_difference(lambda h: by_row(A + h * A.cos()), 1e-4)) < 1e-6
+    with repair_forward_mode():
+        constant = jvp(lambda x: x * by_row(A), (A[0, 0, 0],), (A[0, 0, 1],))[1]
+    assert relative_error(constant, by_row(A) * A[0, 0, 1]) < 1e-12

@@ -109,7 +109,9 @@ def _draw(case: Case, name: str, device: torch.device, dtype: torch.dtype) -> li
     return [
         None
         if shape is None
-        else torch.randn(shape, generator=random, dtype=torch.float64).to(device, dtype).requires_grad_()
+        else torch.randn(shape, generator=random, dtype=torch.float64, device="cpu")
+        .to(device, dtype)
+        .requires_grad_()
         for shape in case.shapes
     ]
 

@@ -39,12 +39,14 @@ class TerminalVelocity(NamedTuple):
 
 
 def per_sample(numbers: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to multiply a tensor of shape (B, ...).
+    """(B,) shaped to multiply a tensor of shape (B, ...); float64 only where the tensor is.
 
     Raises:
         InputError: for another shape, which would multiply something else by broadcasting.
     """
     expect_per_sample(like, numbers=numbers)
+    if numbers.dtype == torch.float64:  # as NumPy makes times; the product would be in float64, too
+        numbers = numbers.to(torch.promote_types(like.dtype, torch.float32))
     return numbers.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -53,7 +55,7 @@ def expect_per_sample(x: Tensor, **arguments: Tensor | None) -> None:
 
     Args:
         x: a batch.
-        arguments: by name; None passes. `labels` are integers, all others floating-point.
+        arguments: by name; None passes. `labels` are int64 or int32, all others floating-point.
 
     Raises:
         InputError: naming the argument.
@@ -61,15 +63,17 @@ def expect_per_sample(x: Tensor, **arguments: Tensor | None) -> None:
     for name, numbers in arguments.items():
         if numbers is None:
             continue
+        if not isinstance(numbers, Tensor):
+            raise InputError(f"{name}: a tensor is needed, got a {type(numbers).__name__}")
         if numbers.shape != x.shape[:1]:
             raise InputError(
                 f"{name}: the shape ({x.shape[0] if x.ndim else 'B'},) is needed, a number for each sample, "
                 f"got {tuple(numbers.shape)}"
             )
-        whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
-        if whole if name != "labels" else not whole:
-            kind = "an integer" if name == "labels" else "a floating-point"
-            raise InputError(f"{name}: {kind} dtype is needed, got {numbers.dtype}")
+        labels = name == "labels"
+        if not (numbers.dtype in (torch.int64, torch.int32) if labels else numbers.is_floating_point()):
+            kind = "the dtype int64" if labels else "a floating-point dtype"
+            raise InputError(f"{name}: {kind} is needed, got {numbers.dtype}")
         if numbers.device != x.device:
             raise InputError(f"{name}: the device {x.device} of the data is needed, got {numbers.device}")
 
@@ -87,6 +91,9 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 def expect_same_kind(x0: Tensor, **arguments: Tensor) -> None:
     """Refuse tensors that differ from the data in shape, dtype or device, by an InputError."""
+    for name, x in {"x0": x0, **arguments}.items():
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name}: a tensor is needed, got a {type(x).__name__}")
     if x0.ndim < 2 or not x0.is_floating_point():
         raise InputError(
             f"x0: a floating-point tensor (B, ...) is needed, got {x0.dtype} of shape {tuple(x0.shape)}"
@@ -142,6 +149,11 @@ class FlowMap:
                 "tvmatch.models.JVPNetwork gives any module this interface"
             )
         for part in (value,) if tangent is None else (value, tangent):
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                kind = part.dtype if isinstance(part, Tensor) else f"a {type(part).__name__}"
+                raise InputError(
+                    f"network: {_name(self.network)} must return one floating-point tensor, got {kind}"
+                )
             if part.shape != x.shape:
                 raise InputError(
                     f"network: {_name(self.network)} must return the shape {tuple(x.shape)} of x, "

@@ -18,7 +18,12 @@ from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
 from tvmatch.attention import norms
-from tvmatch.attention.refusals import RefuseWrongDerivatives, refuse_checkpoint, refusing_functions
+from tvmatch.attention.refusals import (
+    RefuseWrongDerivatives,
+    refuse_checkpoint,
+    refusing_functions,
+    refusing_script,
+)
 
 # PyTorch's own, also while the name in `F` stands for another.
 pytorch_attention = F.scaled_dot_product_attention
@@ -95,7 +100,7 @@ def repair_forward_mode() -> Iterator[None]:
       one, by whatever name they are called: see `attention.refusals`. Those whose tangent is right, but not
       the gradients through it (`batch_norm` in training, `instance_norm`, `linalg.solve`, `det`, …), do so
       while gradients are recorded. Operators registered with `torch.library` that lose the tangent are among
-      them, and `torch.utils.checkpoint`.
+      them, and `torch.utils.checkpoint`, and TorchScript that holds such an operator or layer norm.
 
     What remains wrong without a word is what a model does to hide values from PyTorch: `detach`, `.data`,
     NumPy, kernels of its own outside an operator.
@@ -212,6 +217,10 @@ _METHODS: _Names = (
     (checkpoint, "CheckpointFunction", _CheckpointFunction),
     (torch.nn.modules.batchnorm._BatchNorm, "forward", norms.batch_norm_forward),
     (torch.nn.SyncBatchNorm, "forward", norms.sync_batch_norm_forward),
+    *(
+        (kind, "__call__", refusing_script(kind.__call__))
+        for kind in (torch.ScriptFunction, torch.ScriptMethod)
+    ),
 )
 
 # The same for calls by another name: one that a module took for itself, or that of the C++ function.

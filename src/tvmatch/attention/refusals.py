@@ -19,6 +19,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import (
+    retrieve_current_functorch_interpreter,
+    temporarily_pop_interpreter_stack,
+)
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
@@ -94,6 +98,10 @@ _REFUSED_NAMES: dict[str, _Refusal] = {
         _NO_RULE,
     ),
 }
+
+
+# The stand-in for layer norm does not reach it there.
+_REFUSED_IN_SCRIPTS = _REFUSED_NAMES | {"layer_norm": _REFUSED_NAMES["native_layer_norm"]}
 
 
 def _spellings(name: str) -> Iterator[Callable[..., Any]]:
@@ -179,6 +187,39 @@ def refuse_batch_statistics(name: str, *inputs: Tensor | None) -> None:
         _refuse(f"torch.nn.functional.{name}", _BATCH)
 
 
+def refusing_script(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` of a TorchScript function or method, whose operators no mode sees."""
+
+    def called(script: Any, *arguments: Any, **options: Any) -> Any:
+        if forward_ad._current_level >= 0 and hides_tangent((arguments, options)):
+            names = sorted(set(_scripted_operators(script.inlined_graph)))
+            if names:
+                raise NotImplementedError(
+                    f"TorchScript with {', '.join(names)}: PyTorch's tangent, or gradients through it, are "
+                    "wrong; use the function or module that was scripted or traced"
+                )
+        return call(script, *arguments, **options)
+
+    return called
+
+
+def _scripted_operators(block: Any) -> Iterator[str]:
+    """Names of the refused operators in a TorchScript graph, its branches and loops included."""
+    for node in block.nodes():
+        namespace, name = node.kind().split("::", 1)
+        # What is known at run time alone, such as a batch norm's `training`, counts as true.
+        arguments = [True if (value := x.toIValue()) is None else value for x in node.inputs()]
+        refusal = _REFUSED_IN_SCRIPTS.get(name)
+        if refusal is None:
+            refused = namespace not in ("aten", "prim", "prims")
+        else:
+            refused = refusal.concerns(arguments, {}) and (refusal.reason != _GRADIENTS or _can_go_on())
+        if refused:
+            yield name
+        for inner in node.blocks():
+            yield from _scripted_operators(inner)
+
+
 def refuse_checkpoint() -> NoReturn:
     """In place of what `torch.utils.checkpoint.checkpoint` begins with in forward mode.
 
@@ -195,10 +236,22 @@ def refuse_checkpoint() -> NoReturn:
 def hides_tangent(arguments: Any) -> bool:
     """Whether a tensor among (nested) arguments carries a tangent of the open level of forward mode."""
     if isinstance(arguments, Tensor):
-        return forward_ad._current_level >= 0 and forward_ad.unpack_dual(arguments).tangent is not None
+        if forward_ad._current_level < 0:
+            return False
+        if torch._C._functorch.is_functorch_wrapped_tensor(arguments) and _is_wrapped_again(arguments):
+            with temporarily_pop_interpreter_stack():
+                return hides_tangent(torch._C._functorch.get_unwrapped(arguments))
+        return forward_ad.unpack_dual(arguments).tangent is not None
     if isinstance(arguments, dict):
         return any(hides_tangent(argument) for argument in arguments.values())
     return isinstance(arguments, list | tuple) and any(hides_tangent(argument) for argument in arguments)
+
+
+def _is_wrapped_again(x: Tensor) -> bool:
+    """By a `torch.func.vmap` or `grad` inside forward mode, and no forward mode inside that."""
+    innermost = retrieve_current_functorch_interpreter()
+    levels = torch._C._functorch
+    return innermost.key() != levels.TransformType.Jvp and levels.maybe_get_level(x) == innermost.level()
 
 
 def _check(function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]) -> None:
