@@ -9,6 +9,7 @@ state is looked at when its answer is due.
 import atexit
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.multiprocessing  # teaches ForkingPickler to pass tensors in shared memory
 
@@ -66,7 +68,7 @@ def read_ahead(
     atexit.register(abandon)
     try:
         while len(started) < min(workers, len(items)):
-            started.append(_Worker(read, items))
+            started.append(_Worker(read, items, len(started)))
         yield _in_order(started, len(items), stopped)
         _dismiss(started)
     finally:
@@ -151,13 +153,13 @@ def _quoted(error: BaseException) -> str:
 class _Worker:
     """A process that reads, seen from outside."""
 
-    def __init__(self, read: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    def __init__(self, read: Callable[[Any], Any], items: Sequence[Any], number: int) -> None:
         self.abandoned = False
         self.pipe, inside = multiprocessing.Pipe()
         forked = multiprocessing.get_start_method() == "fork"
         # Pickled here rather than by `Process`, so that an error of unpickling it is told like any other.
         work = (read, items) if forked else _pickled((read, items))
-        self.process = multiprocessing.Process(target=_serve, args=(work, inside), daemon=True)
+        self.process = multiprocessing.Process(target=_serve, args=(work, inside, number), daemon=True)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it ignores them
         try:
             self.process.start()
@@ -209,7 +211,7 @@ def _pickled(content: Any) -> bytes:
         raise DataError(_quoted(error)) from error
 
 
-def _serve(work: Any, pipe: Connection) -> None:
+def _serve(work: Any, pipe: Connection, worker: int) -> None:
     """The life of a process that reads."""
     # Ctrl-C, and the SIGTERM of a batch system, reach every process; the first one still needs data to save.
     for number in _SIGNALS:
@@ -217,6 +219,8 @@ def _serve(work: Any, pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    # For data sets that draw from the process's own random numbers: forked, they all would draw the caller's.
+    random.seed(worker), np.random.seed(worker), torch.manual_seed(worker)  # noqa: NPY002
     failure = None
     try:
         read, items = ForkingPickler.loads(work) if isinstance(work, bytes) else work
