@@ -111,12 +111,13 @@ def begin(
 
 
 def _check_empty(folder: Path) -> None:
-    """Refuse a folder that holds anything."""
+    """Refuse a folder that holds anything but what another process may have begun at this moment."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file")
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     left_behind = f".{SETTINGS_NAME}."  # by a process that was killed
-    other = [name for name in names if not (is_lock(name) or name.startswith(left_behind))]
+    ours = [name for name in names if is_lock(name) or name.startswith(left_behind) or name == SETTINGS_NAME]
+    other = set(names) - set(ours)
     if other:
         raise InputError(
             f"out: {folder} holds something else ({min(other)}) and nothing is overwritten; take a new folder"
