@@ -158,6 +158,7 @@ def test_blocks_share_one_compilation(recompute: Any, monkeypatch: pytest.Monkey
     assert counter.frame_count == 3
 
 
+@pytest.mark.exhaustive
 def test_inductor() -> None:
     """The real compiler, in float32: kernels that fuse round differently, by some 1e-7 a layer."""
     torch.compiler.reset()

@@ -74,6 +74,7 @@ def test_held_bytes() -> None:
     assert training_activations.held_bytes(work, CPU) == 4000
 
 
+@pytest.mark.exhaustive
 def test_activation_table_counts_what_is_kept() -> None:
     table = training_activations.activation_table(replace(GUIDED, shape=(1, 8, 8)), CPU)
     counts = {row[0]: [float(x) for x in row[1:3]] for row in _cells(table)[2:]}
@@ -127,6 +128,7 @@ def test_verdicts_compare_with_the_fastest_right_jvp() -> None:
     assert third.startswith(f"{OURS_COMPILED}: 2.50 times")
 
 
+@pytest.mark.exhaustive
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what is compiled, on a small network."""
     monkeypatch.setattr(training_step, "CPU_WAYS", tuple(way for way in CPU_WAYS if not way.compiled))

@@ -238,7 +238,8 @@ def hides_tangent(arguments: Any) -> bool:
     if isinstance(arguments, Tensor):
         if forward_ad._current_level < 0:
             return False
-        if torch._C._functorch.is_functorch_wrapped_tensor(arguments) and _is_wrapped_again(arguments):
+        # The compiler traces no transforms inside forward mode, nor these functions.
+        if not torch.compiler.is_compiling() and _is_wrapped_again(arguments):
             with temporarily_pop_interpreter_stack():
                 return hides_tangent(torch._C._functorch.get_unwrapped(arguments))
         return forward_ad.unpack_dual(arguments).tangent is not None
@@ -249,8 +250,10 @@ def hides_tangent(arguments: Any) -> bool:
 
 def _is_wrapped_again(x: Tensor) -> bool:
     """By a `torch.func.vmap` or `grad` inside forward mode, and no forward mode inside that."""
-    innermost = retrieve_current_functorch_interpreter()
     levels = torch._C._functorch
+    if not levels.is_functorch_wrapped_tensor(x):
+        return False
+    innermost = retrieve_current_functorch_interpreter()
     return innermost.key() != levels.TransformType.Jvp and levels.maybe_get_level(x) == innermost.level()
 
 
