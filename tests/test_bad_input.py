@@ -559,3 +559,20 @@ def test_the_same_mistakes_from_python(made: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             mistake()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digits", "--out=a\0b"], "an option cannot hold the character 0"),
+        (["sample", "run", f"--guidance={'9' * 400}"], "too large"),
+        (["recipes", "\0"], "an option cannot hold the character 0"),
+    ],
+)
+def test_values_beyond_what_paths_and_numbers_hold(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

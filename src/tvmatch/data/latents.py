@@ -76,6 +76,8 @@ class LatentsInfo:
     def __post_init__(self) -> None:
         if self.flips not in get_args(Flips):
             raise ValueError(f"flips must be one of {', '.join(get_args(Flips))}, got {self.flips!r}")
+        if not isinstance(self.provenance, dict):
+            raise ValueError(f"provenance must be a mapping, got {self.provenance!r}")
         rows = sum(shard.rows for shard in self.shards)
         if not self.shards or rows != self.rows:
             raise ValueError(f"the shards have {rows} rows, {self.count} images are {self.rows}")

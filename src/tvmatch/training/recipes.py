@@ -37,6 +37,13 @@ class OneLineParser(ArgumentParser):
             text = f"{unknown[1]}: no such option{suggestion(unknown[1], self._option_string_actions)}"
         raise InputError(text) from None
 
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """As jsonargparse's, which lets through what `float` says of a whole number beyond its range."""
+        try:
+            return super().parse_args(*arguments, **options)
+        except OverflowError as error:
+            raise InputError(f"a number among the options is too large ({error})") from None
+
 
 _TYPES = {
     r"<class 'int'>": "a whole number",
@@ -183,7 +190,7 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
             if value is None and kinds[key] is not None and parser.get_default(key) is not None:
                 check_value(key, value, kinds[key])
         checked = parser.parse_object(values)
-    except InputError as error:
+    except (InputError, OverflowError) as error:  # a whole number beyond the range of `float`
         raise InputError(f"{source}: {error}") from None
     parser.set_defaults({key: checked[key] for key in values})
 
