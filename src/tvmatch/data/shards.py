@@ -42,6 +42,12 @@ class ChannelSums:
     mean: tuple[float, ...]
     squares: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if self.count < 1 or not self.mean or len(self.mean) != len(self.squares):
+            raise ValueError(f"no sums: {self}")
+        if not all(math.isfinite(number) for number in (*self.mean, *self.squares)):
+            raise ValueError(f"not finite: {self}")
+
     @classmethod
     def of(cls, moments: Moments) -> "ChannelSums":
         """Of latents z drawn from their posteriors, on average over the draws: Var z = Var mean + E std²."""
@@ -163,7 +169,7 @@ def finished_shard(folder: Path, number: int) -> ShardReport | None:
             else ChannelSums(sums["count"], tuple(sums["mean"]), tuple(sums["squares"])),
             skipped=tuple(content["skipped"]),
         )
-        if path.stat().st_size != report.length:
+        if path.stat().st_size != report.length or (report.sums is None) != (report.rows == 0):
             return None
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
             rows = sum(batch.num_rows for batch in stream)
