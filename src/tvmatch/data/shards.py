@@ -23,9 +23,8 @@ from tvmatch.data.latents import NO_LABEL, Moments
 from tvmatch.files import parse_json, replacing
 
 _SCHEMA = pa.schema([("mean", pa.binary()), ("std", pa.binary()), ("label", pa.int64())])
-_BYTES_TOGETHER = (
-    2**26
-)  # of an Arrow record batch: few for a reader to look through, little to keep in memory
+# Of an Arrow record batch: few for a reader to look through, little to keep in memory.
+_BYTES_TOGETHER = 2**26
 
 
 @dataclass(frozen=True)
