@@ -35,7 +35,7 @@ from tvmatch.evaluation import (
     wasserstein2,
     write_metrics,
 )
-from tvmatch.seeds import generator
+from tvmatch.seeds import fold, generator
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training import Config
 
@@ -364,19 +364,47 @@ class TestPoints:
             assert count is not None
             return density.take(count, seed).values
 
-        result = evaluate_points(fresh, density, steps=(1, 2), count=500)
-        assert list(result) == ["real_wasserstein2", "nfe"]
+        result = evaluate_points(fresh, density, steps=(1, 2), count=250, draws=16)
+        assert list(result) == ["real_wasserstein2", "real_wasserstein2_error", "nfe"]
         assert list(result["nfe"]) == ["1", "2"]
-        assert list(result["nfe"]["1"]) == ["wasserstein2", "points_per_second"]
-        # One draw of 500 points in eight modes: the numbers that fall into each differ from draw to draw.
-        ratio = result["nfe"]["1"]["wasserstein2"] / result["real_wasserstein2"]
-        assert 0.4 < ratio < 2.5
+        row = result["nfe"]["1"]
+        assert list(row) == ["wasserstein2", "wasserstein2_error", "points_per_second"]
+        difference = row["wasserstein2"] - result["real_wasserstein2"]
+        # Two means of 16 independent draws of one quantity: four standard errors of their difference.
+        assert (
+            abs(difference)
+            < 4 * (row["wasserstein2_error"] ** 2 + result["real_wasserstein2_error"] ** 2) ** 0.5
+        )
+
+    def test_draws_are_averaged(self) -> None:
+        """Samples all at one place: the distance of a draw is known, and so are the mean and its error."""
+        values = normal(0, 12, 2).float()
+        dataset = TensorDataset(values)
+        asked: list[int] = []
+
+        def origin(labels: object = None, *, count: int | None = None, seed: int = 0, **_: object) -> Tensor:
+            asked.append(seed)
+            return torch.zeros(count or 0, 2)
+
+        result = evaluate_points(origin, dataset, count=3, draws=4, steps=(1,))
+        squares = [
+            dataset.take(6, fold(0, "real", draw)).values[:3].double().square().sum(1).mean()
+            for draw in range(4)
+        ]
+        distances = torch.stack(squares).sqrt()
+        row = result["nfe"]["1"]
+        assert row["wasserstein2"] == pytest.approx(float(distances.mean()), rel=1e-12)
+        assert row["wasserstein2_error"] == pytest.approx(float(distances.std() / 2), rel=1e-12)
+        assert len(set(asked)) == 4  # each draw has noise of its own
+        one = evaluate_points(origin, dataset, count=3, draws=1, steps=(1,))
+        assert "real_wasserstein2_error" not in one
 
     def test_collapsed_samples(self) -> None:
         # All mass at the origin: W₂² is the mean squared norm of the data, 1.5² + 2 · 0.1² = 2.27.
         result = evaluate_points(
             lambda labels=None, *, count=None, **_: torch.zeros(count or 0, 2),
             Density("gaussians"),
+            draws=1,
             steps=(1,),
         )
         # 2,000 squared radii, each with standard deviation 0.3: 0.3 % of their mean, half that of its root.
@@ -402,6 +430,8 @@ class TestPoints:
             evaluate_points(RealDigits("train"), digits("train"))
         with pytest.raises(InputError, match="count: must be at least 1"):
             evaluate_points(RealDigits("train"), Density("moons"), count=0)
+        with pytest.raises(InputError, match="draws: must be at least 1"):
+            evaluate_points(RealDigits("train"), Density("moons"), draws=0)
 
 
 class TestImages:

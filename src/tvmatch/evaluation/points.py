@@ -1,7 +1,10 @@
 """Two-dimensional samples against fresh data."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from tvmatch.data.base import Dataset
 from tvmatch.errors import InputError
@@ -16,45 +19,70 @@ def evaluate_points(
     *,
     steps: Sequence[int] = (1, 2, 4),
     count: int = 2000,
+    draws: int = 5,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Exact 2-Wasserstein distance between `count` samples and `count` data points, for each number of steps.
 
+    A distance between two sets of 2,000 points differs by tens of per cent from draw to draw, so `draws`
+    of them are averaged, each between new samples and new data.
+
     Args:
         sample: `TrainedModel.sample` or anything called like it.
-        dataset: of points; gives two disjoint sets of `count`: the reference, and the one that
+        dataset: of points; each draw takes two disjoint sets of `count`: the reference, and the one that
             shows how far apart two real sets are.
         steps: numbers of network evaluations a sample.
         count: of samples, and of points in each real set.
+        draws: number of distances that are averaged.
         seed: of the noise and of the choice of data.
         on_progress: called after each distance.
 
     Returns:
-        {"real_wasserstein2": …, "nfe": {"1": {"wasserstein2": …, "points_per_second": …}, …}},
-        distances in data units (see `wasserstein2`). Samples are drawn for the reference's labels
-        where there are any.
+        {"real_wasserstein2": …, "real_wasserstein2_error": …, "nfe": {"1": {"wasserstein2": …,
+        "wasserstein2_error": …, "points_per_second": …}, …}}: means, and their standard errors
+        (absent for one draw), in data units (see `wasserstein2`). Samples are drawn for the reference's
+        labels where there are any.
 
     Raises:
-        InputError: for images, `steps` < 1, `count` < 1, or fewer data points than 2 `count`.
+        InputError: for images, `steps` < 1, `count` < 1, `draws` < 1, or fewer data points than 2 `count`.
     """
     check_steps(steps)
     if dataset.spec.kind != "points":
         raise InputError(f"dataset: must hold points, it holds data of kind {dataset.spec.kind!r}")
-    if count < 1:
-        raise InputError(f"count: must be at least 1, got {count}")
-    real = dataset.take(2 * count, fold(seed, "real"))
-    reference, other = real.values[:count], real.values[count:]
-    labels = None if real.labels is None else real.labels[:count]
-
+    for name, number in (("count", count), ("draws", draws)):
+        if number < 1:
+            raise InputError(f"{name}: must be at least 1, got {number}")
     report = on_progress or (lambda done, total: None)
-    result: dict[str, Any] = {"real_wasserstein2": wasserstein2(other, reference), "nfe": {}}
-    report(1, len(steps) + 1)
-    for done, step_count in enumerate(steps, start=2):
-        drawn = generate(sample, reference, labels, steps=step_count, seed=fold(seed, "noise"))
+    real_distances: list[float] = []
+    distances: dict[int, list[float]] = {step_count: [] for step_count in steps}
+    seconds = dict.fromkeys(steps, 0.0)
+    total = draws * (len(distances) + 1)
+    for draw in range(draws):
+        real = dataset.take(2 * count, fold(seed, "real", draw))
+        reference, other = real.values[:count], real.values[count:]
+        labels = None if real.labels is None else real.labels[:count]
+        real_distances.append(wasserstein2(other, reference))
+        done = draw * (len(distances) + 1) + 1
+        report(done, total)
+        for position, step_count in enumerate(distances, start=1):
+            noise_seed = fold(seed, "noise", draw)
+            drawn = generate(sample, reference, labels, steps=step_count, seed=noise_seed)
+            distances[step_count].append(wasserstein2(drawn.values, reference))
+            seconds[step_count] += drawn.seconds
+            report(done + position, total)
+    result: dict[str, Any] = {**_mean_and_error("real_wasserstein2", real_distances), "nfe": {}}
+    for step_count, values in distances.items():
         result["nfe"][str(step_count)] = {
-            "wasserstein2": wasserstein2(drawn.values, reference),
-            "points_per_second": count / drawn.seconds,
+            **_mean_and_error("wasserstein2", values),
+            "points_per_second": draws * count / seconds[step_count],
         }
-        report(done, len(steps) + 1)
+    return result
+
+
+def _mean_and_error(name: str, values: list[float]) -> dict[str, float]:
+    numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
+    result = {name: float(numbers.mean())}
+    if len(values) > 1:
+        result[f"{name}_error"] = float(numbers.std()) / math.sqrt(len(values))
     return result
