@@ -198,6 +198,11 @@ def test_auto_names_columns_that_hold_classes_under_other_names() -> None:
             open_images("b.parquet", "train", label_column="auto")
         assert open_images("b.parquet", "train", label_column=name).class_names is not None
         assert open_images("b.parquet", "train", label_column=None).class_names is None
+    # Of a type that no class is of, structs here: an error, not a data set without classes.
+    structs = [{"first": 1, "second": None}] * 2
+    rows.remove_columns("label").add_column("label", structs).to_parquet("d.parquet")
+    with pytest.raises(InputError, match=r"'label' must hold names or whole numbers, not .*first"):
+        ImagesData("d.parquet", resolution=8, label_column="auto", workers=1).load()
     rows.remove_columns("label").to_parquet("c.parquet")
     assert open_images("c.parquet", "train", label_column="auto").class_names is None
 

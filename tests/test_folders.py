@@ -606,6 +606,21 @@ def test_a_zip_packed_by_windows_has_its_folders() -> None:
     assert labels_of("windows.zip") == [0, 0, 1]
 
 
+@pytest.mark.parametrize("start", ["/", "./", "//", "photos//", "./photos/./"])
+def test_names_in_a_zip_are_taken_as_programs_that_unpack_take_them(start: str) -> None:
+    """Absolute names, "." and empty folders: classes are the folders that unpacking makes."""
+    mk("0.png")
+    with zipfile.ZipFile("odd.zip", "w") as archive:
+        for name in ("cats/0.png", "cats//1.png", "dogs/./0.png"):
+            member = zipfile.ZipInfo(start + name)
+            archive.writestr(member, Path("0.png").read_bytes())
+    assert found("odd.zip") == (3, ("cats", "dogs"))
+    assert labels_of("odd.zip") == [0, 0, 1]
+    with zipfile.ZipFile("odd.zip", "a") as archive:
+        archive.writestr(zipfile.ZipInfo(start + "2.png"), Path("0.png").read_bytes())
+    refused("odd.zip", "2.png has no class")
+
+
 # --- Git LFS pointers ---
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 2713059840\n"

@@ -57,7 +57,8 @@ def choose_label_column(source: Source, column: str | None, path: str) -> str | 
         raise InputError(source.notes.problem)
     rows = source.rows
     if "label" in rows.column_names:
-        return "label" if rows.unique("label") != [None] else None
+        labels = rows.with_format("arrow")["label"][:]
+        return "label" if labels.null_count < len(labels) else None
     others = [
         name
         for name in rows.column_names

@@ -88,11 +88,10 @@ def _by_folder(
     archive: Path, files: Mapping[str, zipfile.ZipInfo], empty: Sequence[str], split: str
 ) -> Listing:
     images, left_out = _images(files)
-    # Windows' own program parts folders by "\\".
-    member_of = {name.replace("\\", "/"): name for name in images}
+    member_of = {_relative(name): name for name in images}
     suffixes = _suffixes()
-    others = [name for name in files if suffix_of(name) not in suffixes and not _is_hidden(name)]
-    whole = _Names(list(member_of), others, [name for name in empty if not _is_hidden(name)])
+    others = [_relative(x) for x in files if suffix_of(x) not in suffixes and not _is_hidden(x)]
+    whole = _Names(list(member_of), others, [_relative(x) for x in empty if not _is_hidden(x)])
     top = whole.inside(_wrapper(whole.images))
     splits = find_splits(top.level(""), top.level, str(archive))
     inner = top.root + (f"{folder}/" if (folder := splits.choose(split, str(archive))) else "")
@@ -276,6 +275,15 @@ def _suffixes() -> frozenset[str]:
     return image_suffixes() | {NPY_SUFFIX}
 
 
+def _relative(name: str) -> str:
+    """A member's name below the archive's root, with "/" between folders, as programs that unpack take it.
+
+    Windows' own program parts folders by a backslash; "/a//b" and "./a/b" are "a/b".
+    """
+    *folders, last = name.replace("\\", "/").split("/")
+    return "/".join([*(folder for folder in folders if folder not in ("", ".")), last])
+
+
 def _is_hidden(name: str) -> bool:
-    *folders, file = name.replace("\\", "/").split("/")
+    *folders, file = _relative(name).split("/")
     return any(is_hidden(folder, folder=True) for folder in folders) or is_hidden(file, folder=False)
