@@ -399,7 +399,7 @@ def test_what_is_no_pair(value: str, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     for option, expected in (
-        ("objective.guidance_weight", "finite and at least 1"),
+        ("objective.guidance_weight", "finite and at least 1 and at most 1,000,000"),
         ("optimizer.learning_rate", "finite and positive"),
     ):
         assert main(["train", "digits", f"--{option}=.inf"]) == 2
@@ -427,13 +427,13 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "network.depth": (["0"], ["1"]),
     "network.heads": (["0", "3"], ["1"]),
     "network.patch_size": (["0", "-2"], ["1"]),
-    "network.mlp_ratio": (["0", "-1", ".inf"], ["0.1"]),
+    "network.mlp_ratio": (["0", "-1", ".inf", "1e300"], ["0.1"]),
     "network.time_frequencies": (["0"], ["1"]),
     "times.equal_probability": (["-0.1", "1.1", ".nan"], ["0", "1"]),
     "times.gap": (["[0,0]", "[.nan,1]", "[0,.inf]"], ["[0,0.1]"]),
     "times.t": (["[0,-1]"], ["[0,0.1]"]),
     "times.s": (["[.inf,1]"], ["[0,0.1]"]),
-    "objective.guidance_weight": (["0.99", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"], ["1", "[1,2]"]),
+    "objective.guidance_weight": (["0.99", "1e39", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"], ["1", "[1,2]"]),
     "objective.label_dropout": (["-0.1", "1.1", ".nan"], ["0", "1"]),
     "objective.target_ema": (["-0.1", "1", ".nan"], ["0", "0.999"]),
     "optimizer.learning_rate": (["0", "-1", ".inf", ".nan"], ["1e-9"]),

@@ -334,6 +334,7 @@ def test_foreign_descriptions(content: str, tmp_path: Path) -> None:
         (("guidance",), [1.0]),
         (("guidance",), [3.0, 1.0]),
         (("guidance",), 0.5),
+        (("guidance",), 1e300),
         (("guidance",), float("nan")),
         (("step",), float("inf")),
         (("step",), "many"),

@@ -469,6 +469,9 @@ def test_a_network_must_fit_the_data(tmp_path: Path) -> None:
     config.network = None
     with pytest.raises(InputError, match="network: must be a DiTConfig or an MLPConfig"):
         tvmatch.train(config, images(), tmp_path / "run")
+    config.network = dataclasses.replace(TINY_DIT, hidden_size=4_000_000)
+    with pytest.raises(InputError, match="network: too large for the memory of this machine"):
+        tvmatch.train(config, images(), tmp_path / "run")
     config = tiny_config()
     config.objective.guidance_weight = 2.0
     unlabelled = TensorDataset(torch.rand(9, 1, 4, 4))

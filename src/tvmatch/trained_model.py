@@ -28,6 +28,8 @@ from tvmatch.sampling import expect_sample_numbers, sample_noise, sample_traject
 FORMAT = "tvmatch-model-1"
 Read = TypeVar("Read")
 Guidance = float | tuple[float, float]
+MOST_GUIDANCE = 1e6
+"""Weights are float32, and the loss divides by w²."""
 Decoder = Callable[[Tensor], Tensor]
 """From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
 NetworkConfig = DiTConfig | MLPConfig
@@ -332,7 +334,7 @@ def _guidance(numbers: Any) -> Guidance:
         low, high = (float(number) for number in numbers)
     else:
         low = high = float(numbers)
-    if not 1 <= low <= high < math.inf:
+    if not 1 <= low <= high <= MOST_GUIDANCE:
         raise ValueError(f"guidance {numbers}")
     return (low, high) if isinstance(numbers, list) else low
 

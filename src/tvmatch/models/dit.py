@@ -75,8 +75,8 @@ class DiTConfig:
     guidance_embedding: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.mlp_ratio < math.inf:
-            raise InputError(f"network.mlp_ratio: must be positive and finite, got {self.mlp_ratio}")
+        if not 0 < self.mlp_ratio <= 1000:
+            raise InputError(f"network.mlp_ratio: must be positive and at most 1000, got {self.mlp_ratio}")
         if self.time_frequencies < 1:
             raise InputError(f"network.time_frequencies: must be at least 1, got {self.time_frequencies}")
         if self.time_embedding_init not in ("spectral", "normal"):

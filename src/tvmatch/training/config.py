@@ -8,6 +8,7 @@ from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig, MLPConfig
 from tvmatch.times import TimesConfig
+from tvmatch.trained_model import MOST_GUIDANCE
 from tvmatch.training.acceleration import Recompute
 from tvmatch.training.fields import check_fields
 
@@ -53,7 +54,8 @@ class ObjectiveConfig:
             self.guidance_weight = (self.guidance_weight[0], self.guidance_weight[1])
         weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
         for weight in weights:
-            _require("objective.guidance_weight", weight, weight >= 1, "at least 1")
+            expected = f"at least 1 and at most {MOST_GUIDANCE:,.0f}"
+            _require("objective.guidance_weight", weight, 1 <= weight <= MOST_GUIDANCE, expected)
         if len(weights) == 2 and weights[0] >= weights[-1]:
             raise InputError(
                 f"objective.guidance_weight: must be [low, high] with low < high, got {list(weights)}"
