@@ -433,7 +433,10 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "times.gap": (["[0,0]", "[.nan,1]", "[0,.inf]"], ["[0,0.1]"]),
     "times.t": (["[0,-1]"], ["[0,0.1]"]),
     "times.s": (["[.inf,1]"], ["[0,0.1]"]),
-    "objective.guidance_weight": (["0.99", "1e39", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"], ["1", "[1,2]"]),
+    "objective.guidance_weight": (
+        ["0.99", "1e39", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"],
+        ["1", "1e6", "[1,2]"],
+    ),
     "objective.label_dropout": (["-0.1", "1.1", ".nan"], ["0", "1"]),
     "objective.target_ema": (["-0.1", "1", ".nan"], ["0", "0.999"]),
     "optimizer.learning_rate": (["0", "-1", ".inf", ".nan"], ["1e-9"]),
