@@ -164,8 +164,9 @@ def require_right_compilation(device: torch.device) -> None:
     ]
     if wrong:
         raise InputError(
-            f"training.compile: what PyTorch {torch.__version__} compiles for {device.type} differs from "
-            f"eager execution: {'; '.join(wrong)}; train without it, or with another PyTorch"
+            "training.compile",
+            f"what PyTorch {torch.__version__} compiles for {device.type} differs from "
+            f"eager execution: {'; '.join(wrong)}; train without it, or with another PyTorch",
         )
     try:
         with replacing(remembered) as unfinished:

@@ -10,7 +10,7 @@ try:
     from tvmatch.interop.diffusers_transformer import TVMTransformer
 except ModuleNotFoundError as error:
     raise InputError(
-        f'tvmatch.diffusers: needs the package {error.name}, pip install "tvmatch[latents]"'
+        "tvmatch.diffusers", f'needs the package {error.name}, pip install "tvmatch[latents]"'
     ) from None
 
 __all__ = ["ModelMixin", "TVMPipeline", "TVMTransformer"]

@@ -1,12 +1,53 @@
 """The errors that tell a user what to change, and the one that tells what is broken outside."""
 
+import os
+from typing import overload
+
 
 class InputError(ValueError):
     """A mistake in an argument, option, file or data set, told in one line.
 
-    The message names the argument or file and the offending value. The command line prints it
-    without a traceback and exits with code 2; from Python it is an ordinary `ValueError`.
+    `InputError(subject, message)` names the argument or file and says what is wrong with it, including
+    the offending value; its text is `subject: message`. `InputError(message)` is about nothing in
+    particular. The command line prints the text without a traceback and exits with code 2; from Python it
+    is an ordinary `ValueError`.
     """
+
+    args: tuple[str] | tuple[str, str]  # all that pickling and copying keep
+
+    @overload
+    def __init__(self, message: str, /) -> None: ...
+
+    @overload
+    def __init__(self, subject: str | os.PathLike[str] | None, message: str, /) -> None: ...
+
+    def __init__(self, *parts: str | os.PathLike[str] | None) -> None:
+        if not 1 <= len(parts) <= 2:
+            raise TypeError(
+                f"InputError takes a subject and a message, or a message, got {len(parts)} arguments"
+            )
+        super().__init__(*(str(part) for part in parts if part is not None))
+
+    @property
+    def subject(self) -> str | None:
+        """The argument, option or file; None if the error is about none."""
+        return self.args[0] if len(self.args) == 2 else None
+
+    @property
+    def message(self) -> str:
+        """What is wrong with it."""
+        return self.args[-1]
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+    def about(self, subject: str | os.PathLike[str] | None) -> "InputError":
+        """The same message about another subject, such as the option that an argument was given by."""
+        return InputError(subject, self.message)
+
+    def within(self, place: str | os.PathLike[str]) -> "InputError":
+        """The error at the place where it was found, an option in a file say: `place: subject: message`."""
+        return InputError(place, str(self))
 
 
 class DataError(RuntimeError):

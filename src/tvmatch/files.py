@@ -28,7 +28,7 @@ def expect_no_lfs_pointer(path: str | Path) -> None:
     except OSError:
         return
     if is_lfs_pointer(start):
-        raise InputError(f"{path}: {LFS_POINTER}")
+        raise InputError(path, LFS_POINTER)
 
 
 @contextmanager

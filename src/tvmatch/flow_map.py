@@ -64,18 +64,19 @@ def expect_per_sample(x: Tensor, **arguments: Tensor | None) -> None:
         if numbers is None:
             continue
         if not isinstance(numbers, Tensor):
-            raise InputError(f"{name}: a tensor is needed, got a {type(numbers).__name__}")
+            raise InputError(name, f"a tensor is needed, got a {type(numbers).__name__}")
         if numbers.shape != x.shape[:1]:
             raise InputError(
-                f"{name}: the shape ({x.shape[0] if x.ndim else 'B'},) is needed, a number for each sample, "
-                f"got {tuple(numbers.shape)}"
+                name,
+                f"the shape ({x.shape[0] if x.ndim else 'B'},) is needed, a number for each sample, "
+                f"got {tuple(numbers.shape)}",
             )
         labels = name == "labels"
         if not (numbers.dtype in (torch.int64, torch.int32) if labels else numbers.is_floating_point()):
             kind = "the dtype int64" if labels else "a floating-point dtype"
-            raise InputError(f"{name}: {kind} is needed, got {numbers.dtype}")
+            raise InputError(name, f"{kind} is needed, got {numbers.dtype}")
         if numbers.device != x.device:
-            raise InputError(f"{name}: the device {x.device} of the data is needed, got {numbers.device}")
+            raise InputError(name, f"the device {x.device} of the data is needed, got {numbers.device}")
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -93,17 +94,17 @@ def expect_same_kind(x0: Tensor, **arguments: Tensor) -> None:
     """Refuse tensors that differ from the data in shape, dtype or device, by an InputError."""
     for name, x in {"x0": x0, **arguments}.items():
         if not isinstance(x, Tensor):
-            raise InputError(f"{name}: a tensor is needed, got a {type(x).__name__}")
+            raise InputError(name, f"a tensor is needed, got a {type(x).__name__}")
     if x0.ndim < 2 or not x0.is_floating_point():
         raise InputError(
-            f"x0: a floating-point tensor (B, ...) is needed, got {x0.dtype} of shape {tuple(x0.shape)}"
+            "x0", f"a floating-point tensor (B, ...) is needed, got {x0.dtype} of shape {tuple(x0.shape)}"
         )
     for name, x in arguments.items():
         for kind in ("shape", "dtype", "device"):
             given, needed = getattr(x, kind), getattr(x0, kind)
             if given != needed:
                 given, needed = (tuple(y) if kind == "shape" else y for y in (given, needed))
-                raise InputError(f"{name}: the {kind} {needed} of x0 is needed, got {given}")
+                raise InputError(name, f"the {kind} {needed} of x0 is needed, got {given}")
 
 
 @dataclass(frozen=True)
@@ -138,26 +139,29 @@ class FlowMap:
         for name, version in _versions(given).items():
             if version != before.get(name, version):
                 raise InputError(
-                    f"network: {_name(self.network)} changes its argument {name} in place, which is the "
-                    f"caller's: write {name} = {name} * …, not {name} *= …"
+                    "network",
+                    f"{_name(self.network)} changes its argument {name} in place, which is the "
+                    f"caller's: write {name} = {name} * …, not {name} *= …",
                 )
         value, tangent = output if isinstance(output, Dual) else Dual(output)
         if isinstance(s, Dual) != isinstance(output, Dual):
             wanted = "Dual(F, ∂_s F) for an s" if isinstance(s, Dual) else "tensor for an s without a tangent"
             raise InputError(
-                f"network: {_name(self.network)} must return a {wanted}, got a {type(output).__name__}; "
-                "tvmatch.models.JVPNetwork gives any module this interface"
+                "network",
+                f"{_name(self.network)} must return a {wanted}, got a {type(output).__name__}; "
+                "tvmatch.models.JVPNetwork gives any module this interface",
             )
         for part in (value,) if tangent is None else (value, tangent):
             if not isinstance(part, Tensor) or not part.is_floating_point():
                 kind = part.dtype if isinstance(part, Tensor) else f"a {type(part).__name__}"
                 raise InputError(
-                    f"network: {_name(self.network)} must return one floating-point tensor, got {kind}"
+                    "network", f"{_name(self.network)} must return one floating-point tensor, got {kind}"
                 )
             if part.shape != x.shape:
                 raise InputError(
-                    f"network: {_name(self.network)} must return the shape {tuple(x.shape)} of x, "
-                    f"got {tuple(part.shape)}"
+                    "network",
+                    f"{_name(self.network)} must return the shape {tuple(x.shape)} of x, "
+                    f"got {tuple(part.shape)}",
                 )
         return Dual(value, tangent)
 

@@ -81,7 +81,7 @@ class FolderLock:
             descriptor = self._open(path, shared, wait, doing)
         except OSError as error:
             _remove_empty(made)
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+            raise InputError(self.folder, f"cannot be written ({error.strerror or error})") from error
         self._finish = weakref.finalize(self, _release, descriptor, path, made, os.getpid())
 
     def _open(self, path: Path, shared: bool, wait: bool, doing: str) -> int:
@@ -108,7 +108,7 @@ class FolderLock:
                     return descriptor
                 if not taken and not wait:
                     holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
-                    raise InputError(f"out: {self.folder} is in use: {holder} {doing}")
+                    raise InputError("out", f"{self.folder} is in use: {holder} {doing}")
             except BaseException:
                 _close(descriptor)
                 raise

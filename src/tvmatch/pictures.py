@@ -48,13 +48,13 @@ def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Ima
         InputError: for no images, another shape, pixels outside [0, 1], `columns` or `scale` < 1.
     """
     if images.ndim != 4 or 0 in images.shape:
-        raise InputError(f"images: must have shape (n ≥ 1, C, H, W), got {tuple(images.shape)}")
+        raise InputError("images", f"must have shape (n ≥ 1, C, H, W), got {tuple(images.shape)}")
     if columns < 1:
-        raise InputError(f"columns: must be at least 1, got {columns}")
+        raise InputError("columns", f"must be at least 1, got {columns}")
     is_bytes = images.dtype == torch.uint8
     if not is_bytes and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
         raise InputError(
-            f"images: must lie in [0, 1], got {float(images.min()):.4g} … {float(images.max()):.4g}"
+            "images", f"must lie in [0, 1], got {float(images.min()):.4g} … {float(images.max()):.4g}"
         )
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 2, 1, 3).flatten(2)[:, None]
@@ -62,7 +62,7 @@ def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Ima
     if scale is None:
         scale = max(1, round(_CELL / max(height, width)))
     elif scale < 1:
-        raise InputError(f"scale: must be at least 1, got {scale}")
+        raise InputError("scale", f"must be at least 1, got {scale}")
     images = images.detach().cpu()
     rounded = images if is_bytes else (images.float() * 255).round().byte()
     pixels = rounded.permute(0, 2, 3, 1).numpy()
@@ -111,7 +111,9 @@ def points_picture(
     real = _points("data", data)
     clouds = {steps: _points(f"samples[{steps}]", points) for steps, points in samples.items()}
     if trajectories.ndim != 3 or trajectories.shape[0] < 2 or trajectories.shape[2] != 2:
-        raise InputError(f"trajectories: must have shape (m + 1 ≥ 2, k, 2), got {tuple(trajectories.shape)}")
+        raise InputError(
+            "trajectories", f"must have shape (m + 1 ≥ 2, k, 2), got {tuple(trajectories.shape)}"
+        )
     paths = _points("trajectories", trajectories.flatten(0, 1)).reshape(trajectories.shape)
 
     figure = _figure(3.1 * (len(clouds) + 2), 3.6)
@@ -155,7 +157,7 @@ def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) ->
         if curves:
             panels.append((title, curves))
     if not panels:
-        raise InputError("history: there is no step with a positive finite number to draw")
+        raise InputError("history", "there is no step with a positive finite number to draw")
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = _figure(4.8 * columns, 3.4 * rows)
@@ -279,9 +281,9 @@ def _window(points: Floats) -> tuple[Floats, Floats]:
 
 def _points(name: str, points: Tensor) -> Floats:
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 1:
-        raise InputError(f"{name}: must have shape (n ≥ 1, 2), got {tuple(points.shape)}")
+        raise InputError(name, f"must have shape (n ≥ 1, 2), got {tuple(points.shape)}")
     if not points.isfinite().all():
-        raise InputError(f"{name}: has a non-finite coordinate")
+        raise InputError(name, "has a non-finite coordinate")
     return np.asarray(points.detach().cpu().double().numpy())
 
 

@@ -32,9 +32,9 @@ def expect_sample_numbers(first: int, count: int) -> None:
         InputError: naming `first`, or `count` where it is more than a Python sequence holds.
     """
     if count > sys.maxsize:
-        raise InputError(f"count: must be at most {sys.maxsize}, got {count}")
+        raise InputError("count", f"must be at most {sys.maxsize}, got {count}")
     if first + count > 2**64:
-        raise InputError(f"first: samples are numbered up to 2^64 - 1, got {first} for {count} of them")
+        raise InputError("first", f"samples are numbered up to 2^64 - 1, got {first} for {count} of them")
 
 
 def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[float, ...]:
@@ -46,14 +46,14 @@ def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[flo
     """
     if times is None:
         if steps < 1:
-            raise InputError(f"steps: must be at least 1, got {steps}")
+            raise InputError("steps", f"must be at least 1, got {steps}")
         return (*tuple(1 - i / steps for i in range(steps)), 0.0)
     grid = tuple(float(time) for time in times)
     decreasing = all(later < earlier for earlier, later in itertools.pairwise(grid))
     if len(grid) < 2 or grid[0] != 1 or grid[-1] != 0 or not decreasing:
-        raise InputError(f"times: must decrease strictly from 1 to 0, got {list(grid)}")
+        raise InputError("times", f"must decrease strictly from 1 to 0, got {list(grid)}")
     if steps not in (1, len(grid) - 1):
-        raise InputError(f"times: {len(grid)} times make {len(grid) - 1} steps, but steps is {steps}")
+        raise InputError("times", f"{len(grid)} times make {len(grid) - 1} steps, but steps is {steps}")
     return grid
 
 

@@ -55,18 +55,20 @@ class TimesConfig:
     def __post_init__(self) -> None:
         if self.distribution not in ("gap*", "gap", "truncated", "clamped"):
             raise InputError(
-                f"times.distribution: must be gap*, gap, truncated or clamped, got {self.distribution!r}"
+                "times.distribution", f"must be gap*, gap, truncated or clamped, got {self.distribution!r}"
             )
         if self.s_prime not in ("independent", "tied"):
-            raise InputError(f"times.s_prime: must be independent or tied, got {self.s_prime!r}")
+            raise InputError("times.s_prime", f"must be independent or tied, got {self.s_prime!r}")
         for name in ("gap", "t", "s"):
             pair = getattr(self, name)
             if len(pair) != 2 or not all(math.isfinite(number) for number in pair) or pair[1] <= 0:
-                raise InputError(f"times.{name}: must be a finite mean and a positive finite std, got {pair}")
+                raise InputError(
+                    f"times.{name}", f"must be a finite mean and a positive finite std, got {pair}"
+                )
         if not 0 <= self.equal_probability <= 1:
-            raise InputError(f"times.equal_probability: must lie in [0, 1], got {self.equal_probability}")
+            raise InputError("times.equal_probability", f"must lie in [0, 1], got {self.equal_probability}")
         if self.distribution == "gap*" and self.s_prime == "tied":
-            raise InputError("times.s_prime: must be independent for gap* (take gap for a tied s')")
+            raise InputError("times.s_prime", "must be independent for gap* (take gap for a tied s')")
 
 
 class Times(NamedTuple):

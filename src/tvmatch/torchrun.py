@@ -50,6 +50,6 @@ def refuse_several(what: str) -> None:
     """
     if several():
         raise InputError(
-            f"WORLD_SIZE: {os.environ['WORLD_SIZE']} processes, but {what} is for one; start it without "
-            "torchrun"
+            "WORLD_SIZE",
+            f"{os.environ['WORLD_SIZE']} processes, but {what} is for one; start it without torchrun",
         )

@@ -99,8 +99,9 @@ class TrainedModel:
         """
         if isinstance(device, torch.dtype):
             raise InputError(
-                f"device: got {device}; the weights stay in float32, and sampling runs in half precision "
-                'inside: with torch.autocast("cuda", torch.bfloat16)'
+                "device",
+                f"got {device}; the weights stay in float32, and sampling runs in half precision "
+                'inside: with torch.autocast("cuda", torch.bfloat16)',
             )
         self.network.to(device)
         return self
@@ -110,8 +111,9 @@ class TrainedModel:
         dtype = next(self.network.parameters()).dtype
         if isinstance(self.network, DiT | MLP) and dtype != torch.float32:
             raise InputError(
-                f"network: weights in float32 are needed, got {dtype}; sampling runs in half precision "
-                'inside: with torch.autocast("cuda", torch.bfloat16)'
+                "network",
+                f"weights in float32 are needed, got {dtype}; sampling runs in half precision "
+                'inside: with torch.autocast("cuda", torch.bfloat16)',
             )
 
     def sample(
@@ -178,10 +180,10 @@ class TrainedModel:
     ) -> Iterator[Tensor]:
         """Trajectories of consecutive batches, in the network's units on the CPU."""
         if batch_size < 1:
-            raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+            raise InputError("batch_size", f"must be at least 1, got {batch_size}")
         for name, number in (("seed", seed), ("first", first)):
             if number < 0:
-                raise InputError(f"{name}: must not be negative, got {number}")
+                raise InputError(name, f"must not be negative, got {number}")
         self._expect_float32()
         classes, count = self._classes(labels, count)
         expect_sample_numbers(first, count)
@@ -198,7 +200,7 @@ class TrainedModel:
     ) -> tuple[Tensor | None, int]:
         """One class number a sample, or None for a model without classes, and the number of samples."""
         if count is not None and count < 1:
-            raise InputError(f"count: must be at least 1, got {count}")
+            raise InputError("count", f"must be at least 1, got {count}")
         if labels is None:
             if self.spec.class_names is None:
                 return None, 16 if count is None else count
@@ -208,9 +210,9 @@ class TrainedModel:
             labels = [labels] * (1 if count is None else count)
         classes = self.spec.label_indices(list(labels))
         if len(classes) == 0:
-            raise InputError("labels: the list is empty")
+            raise InputError("labels", "the list is empty")
         if count is not None and count != len(classes):
-            raise InputError(f"count: {count} samples for {len(classes)} labels")
+            raise InputError("count", f"{count} samples for {len(classes)} labels")
         return classes, len(classes)
 
     def guidance_weight(self, guidance: float | None = None) -> float:
@@ -223,11 +225,11 @@ class TrainedModel:
             low, high = self.guidance
             weight = high if guidance is None else guidance
             if not low <= weight <= high:
-                raise InputError(f"guidance: trained for {low:g} to {high:g}, got {guidance}")
+                raise InputError("guidance", f"trained for {low:g} to {high:g}, got {guidance}")
             return weight
         if guidance is not None and not math.isclose(guidance, self.guidance):
             raise InputError(
-                f"guidance: this model was trained at the one weight {self.guidance:g}, got {guidance:g}"
+                "guidance", f"this model was trained at the one weight {self.guidance:g}, got {guidance:g}"
             )
         return self.guidance
 
@@ -307,7 +309,7 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{folder / 'model.json'}: not a model description of this version ({reason})"
+            folder / "model.json", f"not a model description of this version ({reason})"
         ) from None
     expect_tensors(model.network, tensors, source)  # before there is memory for what may be any size
     try:
@@ -316,7 +318,7 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
             model.network.fill_positions()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{folder / 'model.json'}: no memory for this network ({reason})") from None
+        raise InputError(folder / "model.json", f"no memory for this network ({reason})") from None
     model.network.load_state_dict(tensors, strict=True)
     model.network.requires_grad_(False).eval()
     return model.to(device)
@@ -353,7 +355,7 @@ def _read_spec(folder: Path) -> DataSpec:
     try:
         return DataSpec.from_description(read_json(file, FORMAT)["data"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{file}: not a model description of this version ({error})") from None
+        raise InputError(file, f"not a model description of this version ({error})") from None
 
 
 def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
@@ -390,8 +392,8 @@ def find_checkpoint(path: Path) -> Path:
     if found:
         return max(found, key=lambda folder: int(folder.name.removeprefix("step_")))
     if path.exists():
-        raise InputError(f"{path}: no checkpoint here (a folder with model.json, or a run folder)")
-    raise InputError(f"{path}: no such file or folder")
+        raise InputError(path, "no checkpoint here (a folder with model.json, or a run folder)")
+    raise InputError(path, "no such file or folder")
 
 
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:
@@ -399,11 +401,11 @@ def read_json(path: Path, expected_format: str) -> dict[str, Any]:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: missing") from None
+        raise InputError(path, "missing") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+        raise InputError(path, f"not readable as JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != expected_format:
-        raise InputError(f"{path}: its format is not {expected_format}")
+        raise InputError(path, f"its format is not {expected_format}")
     return content
 
 
@@ -413,9 +415,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except FileNotFoundError:
-        raise InputError(f"{path}: missing") from None
+        raise InputError(path, "missing") from None
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+        raise InputError(path, f"truncated or not a safetensors file ({error})") from None
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -429,11 +431,12 @@ def expect_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
     expected = module.state_dict()
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        raise InputError(f"{source}: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
+        raise InputError(source, f"missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
     for name, tensor in tensors.items():
         own = expected[name]
         if tensor.shape != own.shape or tensor.dtype != own.dtype:
             raise InputError(
-                f"{source}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"the network's is {own.dtype} of shape {tuple(own.shape)}"
+                source,
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"the network's is {own.dtype} of shape {tuple(own.shape)}",
             )

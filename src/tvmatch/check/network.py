@@ -102,7 +102,9 @@ def _compare(model: TrainedModel, setting: Setting) -> list[Comparison]:
     network = deepcopy(model.network).to(EXACT.device, EXACT.weights_dtype).requires_grad_()
     value, slope = _value_and_slope(network, inputs)
     if not slope.any():
-        raise InputError("model: its ∂_s F is zero, as in an untrained network: there is nothing to compare")
+        raise InputError(
+            "model", "its ∂_s F is zero, as in an untrained network: there is nothing to compare"
+        )
     exact = _answer(network, model.scaled, inputs, EXACT)
     product, difference = _slopes_of_loss(network, model.scaled, inputs, exact.gradients)
     changed = _changed_answer(network, model.scaled, inputs, setting)

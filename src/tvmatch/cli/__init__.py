@@ -70,7 +70,7 @@ def _main(arguments: list[str]) -> int:
             raise InputError(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
         for argument in arguments:
             if "\0" in argument:  # which no path can hold
-                raise InputError(f"{argument!r}: an option cannot hold the character 0")
+                raise InputError(f"{argument!r}", "an option cannot hold the character 0")
         code = _run(arguments[0], arguments[1:])
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -71,12 +71,12 @@ def _setting(device_name: str, dtype_name: str) -> Setting:
     device = resolve_device(device_name)
     dtype_name = resolve_precision(dtype_name, device)
     if dtype_name not in DTYPES:
-        raise InputError(f"dtype: must be one of auto, {', '.join(DTYPES)}, got {dtype_name!r}")
+        raise InputError("dtype", f"must be one of auto, {', '.join(DTYPES)}, got {dtype_name!r}")
     dtype: torch.dtype = getattr(torch, dtype_name)
     try:
         torch.zeros(1, device=device, dtype=dtype)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"dtype: {device} has no {dtype_name} ({str(error).splitlines()[0]})") from None
+        raise InputError("dtype", f"{device} has no {dtype_name} ({str(error).splitlines()[0]})") from None
     return Setting(device, dtype)
 
 
@@ -88,7 +88,7 @@ def _model(name: str) -> tuple[TrainedModel, str]:
         return load(name), name
     except InputError as error:
         raise InputError(
-            f"model: {error}; take a run folder, a checkpoint, or {', '.join(PRESETS)}"
+            "model", f"{error}; take a run folder, a checkpoint, or {', '.join(PRESETS)}"
         ) from None
 
 

@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
             if str(error.name).startswith("tvmatch"):
                 raise
             raise InputError(
-                f'demo: the package {error.name} is missing; run: pip install "tvmatch[demo]"'
+                "demo", f'the package {error.name} is missing; run: pip install "tvmatch[demo]"'
             ) from None
         from tvmatch.demo.generation import Demonstration
 

@@ -82,11 +82,12 @@ def expected_spec(config: Config) -> DataSpec:
         missing = [f"data.{name}" for name in ("shape", "class_count") if getattr(data, name) is None]
         if data.shape is None or data.class_count is None:
             raise InputError(
-                f"{', '.join(missing)}: a dry run reads no data: say what they hold, such as "
-                "--data.shape=[4,32,32] --data.class_count=1000"
+                ", ".join(missing),
+                "a dry run reads no data: say what they hold, such as "
+                "--data.shape=[4,32,32] --data.class_count=1000",
             )
         return _spec(tuple(data.shape), data.class_count)
-    raise InputError("data: a dry run needs a recipe's data section")
+    raise InputError("data", "a dry run needs a recipe's data section")
 
 
 def _spec(shape: tuple[int, ...], class_count: int) -> DataSpec:

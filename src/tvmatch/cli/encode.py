@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
     """Encode, or go on with it."""
     parsed = _parser().parse_args(arguments)
     if parsed.workers < 0:
-        raise InputError(f"workers: must be at least 0, got {parsed.workers}")
+        raise InputError("workers", f"must be at least 0, got {parsed.workers}")
     part, out = _part(parsed.part), Path(parsed.out)
     again = f"tvmatch encode {shlex.join(arguments)}"
     with _options_by_their_names():
@@ -62,20 +62,23 @@ def run(arguments: list[str]) -> int:
             return 130
         except torch.OutOfMemoryError:
             raise InputError(
-                f"batch_size: {parsed.batch_size} images at once are too many for the memory of the device; "
-                "take fewer, and another --out"
+                "batch_size",
+                f"{parsed.batch_size} images at once are too many for the memory of the device; "
+                "take fewer, and another --out",
             ) from None
         except FileNotFoundError as error:
             raise InputError(
-                f"out: {error.filename} is gone; if another process makes the same part at the same "
-                "time, give each a --part of its own"
+                "out",
+                f"{error.filename} is gone; if another process makes the same part at the same "
+                "time, give each a --part of its own",
             ) from None
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             raise InputError(
-                f"out: {error.filename or out}: {error.strerror}; {_finished(encoder, part)} and stay; "
-                f"continue with: {again}"
+                "out",
+                f"{error.filename or out}: {error.strerror}; {_finished(encoder, part)} and stay; "
+                f"continue with: {again}",
             ) from None
     _show(info, encoder, part, out)
     return 0
@@ -166,11 +169,11 @@ def _part(given: str | None) -> Part:
         try:
             started = torchrun.rank_and_count()
         except InputError as error:
-            raise InputError(f"part: {error}; --part=1/1 takes no notice of them") from None
+            raise InputError("part", f"{error}; --part=1/1 takes no notice of them") from None
         return WHOLE if started is None else Part(*started)
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"part: must be like 2/8, from 1/8 to 8/8, got {given!r}")
+        raise InputError("part", f"must be like 2/8, from 1/8 to 8/8, got {given!r}")
     return Part(int(match[1]) - 1, int(match[2]))
 
 
@@ -180,7 +183,7 @@ def _normalization(given: str | None) -> Normalization | Literal["measured"] | N
     if given in recipe_names():
         data = recipe(given).data
         if not isinstance(data, LatentsData) or data.mean is None or data.std is None:
-            raise InputError(f"normalization: the recipe {given} says none for latents")
+            raise InputError("normalization", f"the recipe {given} says none for latents")
         return Normalization(tuple(data.mean), tuple(data.std), f"recipe {given}")
     folder = Path(given)
     if folder.is_dir():
@@ -188,7 +191,8 @@ def _normalization(given: str | None) -> Normalization | Literal["measured"] | N
         spec = LatentsInfo.read(folder).spec if latents else read_spec(folder)
         return Normalization(spec.mean, spec.std, given)
     raise InputError(
-        f"normalization: must be {MEASURED}, a recipe, or a folder of latents or a checkpoint, got {given!r}"
+        "normalization",
+        f"must be {MEASURED}, a recipe, or a folder of latents or a checkpoint, got {given!r}",
     )
 
 

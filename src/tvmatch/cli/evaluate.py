@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
 
     steps = options.step_counts(parsed.steps)
     if parsed.seed < 0:
-        raise InputError(f"seed: must not be negative, got {parsed.seed}")
+        raise InputError("seed", f"must not be negative, got {parsed.seed}")
     in_features = any(getattr(parsed, name) is not None for name in feature_metrics.OPTIONS)
     checkpoint = Path(parsed.checkpoint)
     device = options.device_of_process(parsed.device)
@@ -51,9 +51,9 @@ def run(arguments: list[str]) -> int:
     run_folder = options.run_folder(checkpoint)
     path = Path(parsed.out) if parsed.out else run_folder / results.METRICS_NAME
     if path.is_dir():
-        raise InputError(f"out: {path} is a folder, the figures go to a file")
+        raise InputError("out", f"{path} is a folder, the figures go to a file")
     if path.exists() and path.resolve() != (run_folder / results.METRICS_NAME).resolve():
-        raise InputError(f"out: {path} exists already")
+        raise InputError("out", f"{path} exists already")
     config = options.run_config(run_folder)
     metrics = results.measure(model, config, options.load_data(config), steps, parsed.samples, parsed.seed)
     results.show(Console(), metrics, path)

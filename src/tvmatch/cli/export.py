@@ -48,17 +48,17 @@ def run(arguments: list[str]) -> int:
 
     out = None if parsed.out is None else Path(parsed.out)
     if parsed.layout not in LAYOUTS:
-        raise InputError(f"layout: must be one of {', '.join(LAYOUTS)}, got {parsed.layout!r}")
+        raise InputError("layout", f"must be one of {', '.join(LAYOUTS)}, got {parsed.layout!r}")
     if out is None and parsed.push is None:
-        raise InputError("out: name a new folder or file to write, or give a repository to --push to")
+        raise InputError("out", "name a new folder or file to write, or give a repository to --push to")
     if out is not None and out.exists():
-        raise InputError(f"out: {out} exists already")
+        raise InputError("out", f"{out} exists already")
     if parsed.private and parsed.push is None:
-        raise InputError("private: is about a repository, and needs --push")
+        raise InputError("private", "is about a repository, and needs --push")
     if parsed.layout == "authors":
         for name in ("push", "autoencoder", "license"):
             if (value := getattr(parsed, name)) is not None:
-                raise InputError(f"{name}: the authors' layout is one file of weights alone, got {value!r}")
+                raise InputError(name, f"the authors' layout is one file of weights alone, got {value!r}")
         assert out is not None
         _write_authors(load(parsed.checkpoint), out)
         results.show_paths([out])
@@ -93,8 +93,9 @@ def run(arguments: list[str]) -> int:
 def _expect_dit(model: TrainedModel, layout: str) -> DiT:
     if not isinstance(model.network, DiT):
         raise InputError(
-            f"layout: {layout} is for images and their latents, this is a {type(model.network).__name__} "
-            f"for {model.spec.kind}; take --layout hub"
+            "layout",
+            f"{layout} is for images and their latents, this is a {type(model.network).__name__} "
+            f"for {model.spec.kind}; take --layout hub",
         )
     return model.network
 
@@ -102,14 +103,14 @@ def _expect_dit(model: TrainedModel, layout: str) -> DiT:
 def _write_authors(model: TrainedModel, path: Path) -> None:
     network = _expect_dit(model, "authors")
     if path.suffix != ".safetensors":
-        raise InputError(f"out: must end in .safetensors for the authors' layout, got {path}")
+        raise InputError("out", f"must end in .safetensors for the authors' layout, got {path}")
     if not network.config.rms_norm:
         raise InputError(
-            "layout: authors is for networks with RMSNorm, this one has LayerNorm; take --layout hub"
+            "layout", "authors is for networks with RMSNorm, this one has LayerNorm; take --layout hub"
         )
     _, height, width = model.spec.shape
     if height != width:
-        raise InputError(f"layout: authors is for square images, this model's are {height}×{width}")
+        raise InputError("layout", f"authors is for square images, this model's are {height}×{width}")
     metadata = {"format": "pt", "tvmatch": json.dumps(model.describe(), ensure_ascii=False)}
     with replacing(path) as unfinished:
         save_file(network_to_authors(network), unfinished, metadata)

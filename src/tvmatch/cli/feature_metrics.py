@@ -119,12 +119,14 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
     metrics = None if parsed.metrics is None else tuple(name.strip() for name in parsed.metrics.split(","))
     if parsed.reference is None and metrics != ("is",):
         raise InputError(
-            "reference: name real images or their statistics, --reference PATH; only the Inception Score can "
-            "do without (--metrics is)"
+            "reference",
+            "name real images or their statistics, --reference PATH; only the Inception Score can "
+            "do without (--metrics is)",
         )
     if parsed.reference_crop is not None and (parsed.reference is None or is_array_file(parsed.reference)):
         raise InputError(
-            f"reference_crop: only images of a data set are cropped, not {parsed.reference or 'no reference'}"
+            "reference_crop",
+            f"only images of a data set are cropped, not {parsed.reference or 'no reference'}",
         )
     guidance = None if parsed.guidance is None else options.numbers("guidance", parsed.guidance, "1.5,2")
     batch_size = BATCH_SIZE if parsed.batch_size is None else parsed.batch_size
@@ -231,9 +233,9 @@ def _out(checkpoint: Path, given: str | None, names: list[str]) -> Path:
     default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', '_'.join(names))}.json"
     path = default if given is None else Path(given)
     if path.is_dir():
-        raise InputError(f"out: {path} is a folder, the figures go to a file")
+        raise InputError("out", f"{path} is a folder, the figures go to a file")
     if path.exists() and (path.resolve() != default.resolve() or not _is_ours(path)):
-        raise InputError(f"out: {path} exists already")
+        raise InputError("out", f"{path} exists already")
     options.check_writable("out", path)
     return path
 

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     parsed = _parser().parse_args(arguments)
     path, out = Path(parsed.file), Path(parsed.out)
     if out.exists():
-        raise InputError(f"out: {out} exists already")
+        raise InputError("out", f"{out} exists already")
     names = None if parsed.class_names is None else _class_names(Path(parsed.class_names))
     snapshot = read_snapshot(path, parsed.network, parsed.admit.split(",") if parsed.admit else ())
     training = imported_training(parsed, snapshot.facts)
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
             label_dropout=not table_of_classes,
         )
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(path, str(error)) from None
     if training.label_dropout == 0 and imported.network.class_count:
         # Also where the table has a row for the dropped label, untrained.
         imported.network.conditioning.without_label_dropout()
@@ -60,8 +60,9 @@ def run(arguments: list[str]) -> int:
         for option in ("mean", "std"):
             if getattr(parsed, option) is None and getattr(facts, option) is None:
                 raise InputError(
-                    f"{option}: no recipe has that of a SiT; published ones take Stable Diffusion's latents "
-                    "times 0.18215, which is --mean=0 --std=5.48998"
+                    option,
+                    "no recipe has that of a SiT; published ones take Stable Diffusion's latents "
+                    "times 0.18215, which is --mean=0 --std=5.48998",
                 )
     _check_fits(parsed, imported, training, facts)
     model = _model(imported, training, names)
@@ -152,20 +153,22 @@ def _check_fits(
     for option, of_sit in (("data_time", True), ("modulation_norm", False)):
         if getattr(parsed, option) is not None and imported.is_flow is not of_sit:
             kind = "no network of a SiT" if of_sit else "the network of a SiT"
-            raise InputError(f"{option}: {parsed.file} is {kind}")
+            raise InputError(option, f"{parsed.file} is {kind}")
     network = imported.network
     if parsed.label_dropout is not None and not network.class_count:
-        raise InputError(f"label_dropout: the network in {parsed.file} has no classes")
+        raise InputError("label_dropout", f"the network in {parsed.file} has no classes")
     if facts.class_count not in (None, network.class_count):
         raise InputError(
-            f"{parsed.file}: it says that its network has {facts.class_count} classes, its label table "
-            f"is for {network.class_count}"
+            parsed.file,
+            f"it says that its network has {facts.class_count} classes, its label table "
+            f"is for {network.class_count}",
         )
     found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(
-            f"recipe: {parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
-            f"the network in {parsed.file} of {found[0]} with {found[1]}{_one_more(wanted[1], network)}"
+            "recipe",
+            f"{parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
+            f"the network in {parsed.file} of {found[0]} with {found[1]}{_one_more(wanted[1], network)}",
         )
 
 
@@ -180,12 +183,12 @@ def _class_names(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark of the encoding
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"class_names: {path} cannot be read as text ({error})") from None
+        raise InputError("class_names", f"{path} cannot be read as text ({error})") from None
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         name = line.strip()
         if name in lines:
-            raise InputError(f"class_names: {path} has {name!r} twice, in lines {lines[name]} and {number}")
+            raise InputError("class_names", f"{path} has {name!r} twice, in lines {lines[name]} and {number}")
         if name:
             lines[name] = number
     return tuple(lines)
@@ -198,7 +201,7 @@ def _model(
     network = imported.network
     for option in ("mean", "std", "guidance", "scaled", "autoencoder"):
         if getattr(training, option) is None:
-            raise InputError(f"{option}: the file does not tell; give --recipe NAME or --{option}")
+            raise InputError(option, f"the file does not tell; give --recipe NAME or --{option}")
     assert training.mean is not None
     assert training.std is not None
     assert training.guidance is not None
@@ -207,9 +210,9 @@ def _model(
     count = network.class_count
     if names is not None and len(names) != count:
         hint = _one_more(len(names), network)
-        raise InputError(f"class_names: {len(names)} names for a network of {count} classes{hint}")
+        raise InputError("class_names", f"{len(names)} names for a network of {count} classes{hint}")
     if isinstance(training.guidance, tuple) and not network.config.guidance_embedding:
-        raise InputError("guidance: this network knows no guidance weight; give one number")
+        raise InputError("guidance", "this network knows no guidance weight; give one number")
     pixels = training.autoencoder == "none"
     spec = DataSpec(
         kind="image" if pixels else "latents",
@@ -237,8 +240,8 @@ def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
         return AutoencoderInfo(source, "", (3, height * DOWNSAMPLING, width * DOWNSAMPLING))
     if autoencoder.channels != channels:
         raise InputError(
-            f"autoencoder: {source} makes latents of {autoencoder.channels} channels, "
-            f"the network's have {channels}"
+            "autoencoder",
+            f"{source} makes latents of {autoencoder.channels} channels, the network's have {channels}",
         )
     return autoencoder.info((3, height * autoencoder.downsampling, width * autoencoder.downsampling))
 

@@ -53,7 +53,9 @@ def imported_training(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
         if different := _differences(told, facts):
             ours = ", ".join(f"{name} {value}" for name, value, _ in different)
             said = ", ".join(f"{name} {value}" for name, _, value in different)
-            raise InputError(f"recipe: {parsed.recipe} has {ours}, but {parsed.file} was trained with {said}")
+            raise InputError(
+                "recipe", f"{parsed.recipe} has {ours}, but {parsed.file} was trained with {said}"
+            )
         for name in ("mean", "std", "guidance", "scaled", "autoencoder"):
             setattr(training, name, told.get(name))
         if isinstance(config.network, DiTConfig):
@@ -66,11 +68,11 @@ def imported_training(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
     options = _options(parsed, facts)
     for name, value, said in _differences(options, facts):
         if name != "autoencoder":
-            raise InputError(f"{name}: {value} is given, but {parsed.file} was trained with {said}")
+            raise InputError(name, f"{value} is given, but {parsed.file} was trained with {said}")
     if parsed.autoencoder == "none" and facts.autoencoder is not None:
         raise InputError(
-            f"autoencoder: none is for pixels, {parsed.file} says that its network is for latents of "
-            f"{facts.autoencoder}"
+            "autoencoder",
+            f"none is for pixels, {parsed.file} says that its network is for latents of {facts.autoencoder}",
         )
     for name, value in options.items():
         if getattr(facts, name, None) is None or name == "autoencoder":  # else the file's, to its last digit
@@ -94,7 +96,7 @@ def _options(parsed: Any, facts: TrainingFacts) -> dict[str, Any]:
         if (value := getattr(parsed, name)) is not None:
             options[name] = value
     if not 0 <= options.get("label_dropout", 0) <= 1:
-        raise InputError(f"label_dropout: must be in [0, 1], got {parsed.label_dropout}")
+        raise InputError("label_dropout", f"must be in [0, 1], got {parsed.label_dropout}")
     return options
 
 
@@ -150,11 +152,11 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     except ValueError:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option}: must be numbers like 0.5,1,2, got {text!r}")
+        raise InputError(option, f"must be numbers like 0.5,1,2, got {text!r}")
     return numbers
 
 
 def _guidance(weights: tuple[float, ...]) -> Guidance:
     if min(weights) < 1 or len(weights) > 2 or list(weights) != sorted(set(weights)):
-        raise InputError(f"guidance: must be a weight of at least 1, or low,high, got {list(weights)}")
+        raise InputError("guidance", f"must be a weight of at least 1, or low,high, got {list(weights)}")
     return weights[0] if len(weights) == 1 else (weights[0], weights[1])

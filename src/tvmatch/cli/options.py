@@ -23,11 +23,11 @@ def step_counts(text: str) -> tuple[int, ...]:
     try:
         counts = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"steps: must be whole numbers like 1,2,4, got {text!r}") from None
+        raise InputError("steps", f"must be whole numbers like 1,2,4, got {text!r}") from None
     if min(counts) < 1:
-        raise InputError(f"steps: must be at least 1, got {min(counts)}")
+        raise InputError("steps", f"must be at least 1, got {min(counts)}")
     if len(set(counts)) < len(counts):
-        raise InputError(f"steps: {text} names a number twice")
+        raise InputError("steps", f"{text} names a number twice")
     return counts
 
 
@@ -36,7 +36,7 @@ def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{option}: must be numbers like {example}, got {text!r}") from None
+        raise InputError(option, f"must be numbers like {example}, got {text!r}") from None
 
 
 def add_checkpoint_options(parser: OneLineParser) -> None:
@@ -82,7 +82,7 @@ def load_model(checkpoint: str | Path, device: str, autoencoder: str | None = No
     model = load(checkpoint, resolve_device(device))
     expected = model.spec.autoencoder
     if expected is None and autoencoder is not None:
-        raise InputError(f"autoencoder: {checkpoint} generates {model.spec.kind} data, which need none")
+        raise InputError("autoencoder", f"{checkpoint} generates {model.spec.kind} data, which need none")
     if expected is not None:
         from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
 
@@ -120,7 +120,7 @@ def check_writable(option: str, path: Path) -> None:
     """Raise an InputError that names the option unless a file can be made at `path`, or folders above it."""
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{option}: {path} cannot be written, {above} is no folder that may be written to")
+        raise InputError(option, f"{path} cannot be written, {above} is no folder that may be written to")
 
 
 def device_of_process(name: str) -> str:
@@ -134,13 +134,13 @@ def device_of_process(name: str) -> str:
 def run_folder(path: Path) -> Path:
     """The run folder of a run folder or of one of its checkpoints."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(path, "no such file or folder")
     if (path / CONFIG_NAME).is_file():
         return path
     full = path.resolve()
     if full.parent.name == "checkpoints" and (full.parents[1] / CONFIG_NAME).is_file():
         return path.parents[1] if len(path.parts) > 2 else full.parents[1]
-    raise InputError(f"{path}: not a run: no {CONFIG_NAME} here or in the run folder above")
+    raise InputError(path, f"not a run: no {CONFIG_NAME} here or in the run folder above")
 
 
 def run_config(run: Path) -> Config:
@@ -152,8 +152,9 @@ def run_config(run: Path) -> Config:
     content = read_yaml(run / CONFIG_NAME)
     if content.get("data") is None:
         raise InputError(
-            f"{run / CONFIG_NAME}: the data set of this run was given from Python; evaluate it from Python, "
-            "with tvmatch.evaluation"
+            run / CONFIG_NAME,
+            "the data set of this run was given from Python; evaluate it from Python, "
+            "with tvmatch.evaluation",
         )
     return parse_config(content, str(run / CONFIG_NAME))
 

@@ -76,15 +76,16 @@ def _settle(folder: Path, paths: Sequence[Path], ours: dict[str, Any]) -> None:
         _write(folder, ours)
     elif before != ours:
         raise InputError(
-            f"out: {folder} was begun differently, {_differences(before, ours)}; repeat that command, or "
-            "remove the folder"
+            "out",
+            f"{folder} was begun differently, {_differences(before, ours)}; repeat that command, or "
+            "remove the folder",
         )
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:
     for path in paths:
         if os.path.lexists(path):  # also a link to nothing
-            raise InputError(f"out: {path} exists already")
+            raise InputError("out", f"{path} exists already")
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -97,10 +98,12 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return dict(content["settings"])
     except FileNotFoundError:
         if _holds_anything(folder):
-            raise InputError(f"out: {folder} holds something else; remove it or take another name") from None
+            raise InputError(
+                "out", f"{folder} holds something else; remove it or take another name"
+            ) from None
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"out: {path} is not of this version ({error}); remove {folder}") from None
+        raise InputError("out", f"{path} is not of this version ({error}); remove {folder}") from None
 
 
 def _write(folder: Path, settings: dict[str, Any]) -> None:

@@ -89,12 +89,12 @@ def measure(
         InputError: if a count does not fit the data.
     """
     if count is not None and isinstance(config.data, DigitsData):
-        raise InputError(f"samples: digits are always measured on 360 a draw, got {count}")
+        raise InputError("samples", f"digits are always measured on 360 a draw, got {count}")
     if count is not None and count < 2:
-        raise InputError(f"samples: must be at least 2, got {count}")
+        raise InputError("samples", f"must be at least 2, got {count}")
     elements = len(dataset) if isinstance(dataset, Sized) else math.inf
     if count is not None and 2 * count > elements:
-        raise InputError(f"samples: {count} are compared with twice as many of the {elements} images")
+        raise InputError("samples", f"{count} are compared with twice as many of the {elements} images")
     count = min(2000, int(min(elements, 4000)) // 2) if count is None else count
     with _progress("evaluating") as report:
         if isinstance(config.data, DigitsData):

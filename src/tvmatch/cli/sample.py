@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     _check_layout(layout, model, parsed.uint8, out)
     classes = _classes(model.spec, parsed.labels)
     if classes is not None and parsed.labels_from is not None:
-        raise InputError("labels_from: give --labels or have them drawn, not both")
+        raise InputError("labels_from", "give --labels or have them drawn, not both")
     labels = (
         sample_labels(model, parsed.labels_from, request.seed) if classes is None else labels_in_turn(classes)
     )
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> int:
                 _fill(files, draw, request.batch_size)
                 files.finish(labels(numbers))
             elif 0 < files.begin(request.batch_size) < count:  # not finished by us
-                raise InputError(f"out: {path} exists already, and an unfinished one in {folder}")
+                raise InputError("out", f"{path} exists already, and an unfinished one in {folder}")
             results.show_paths([path])
     return 0
 
@@ -130,13 +130,13 @@ def _parser() -> OneLineParser:
 
 def _request(parsed: argparse.Namespace) -> Request:
     if parsed.times is not None and parsed.steps is not None:
-        raise InputError("times: give a grid of times or a number of --steps, not both")
+        raise InputError("times", "give a grid of times or a number of --steps, not both")
     times = None if parsed.times is None else options.numbers("times", parsed.times, "1,0.5,0")
     for name, least in (("count", 1), ("first", 0), ("seed", 0), ("batch_size", 1)):
         number = getattr(parsed, name)
         if number is not None and number < least:
             wanted = "must not be negative" if least == 0 else f"must be at least {least}"
-            raise InputError(f"{name}: {wanted}, got {number}")
+            raise InputError(name, f"{wanted}, got {number}")
     uint8: Uint8 = parsed.uint8 or "round"
     check_uint8(uint8)
     counts = options.step_counts("1" if parsed.steps is None else parsed.steps)
@@ -151,17 +151,17 @@ def _default_name(spec: DataSpec, form: str | None) -> str:
 def _check_out(out: Path, form: str | None, counts: tuple[int, ...]) -> tuple[Layout, list[Path]]:
     """How and where the samples of each number of steps go, checked before any is drawn."""
     if form not in (None, "adm"):
-        raise InputError(f"format: must be adm, got {form!r}; other forms are chosen by the name of --out")
+        raise InputError("format", f"must be adm, got {form!r}; other forms are chosen by the name of --out")
     if not out.name:
-        raise InputError(f"out: must name a file or a new folder, got {str(out)!r}")
+        raise InputError("out", f"must name a file or a new folder, got {str(out)!r}")
     # Of a name that is nothing but a suffix, pathlib says that it has none.
     suffix = (out.name if out.name.lower() in _SUFFIXES else out.suffix).lower()
     if suffix not in _SUFFIXES:
-        raise InputError(f"out: must end in .png or .npz, or be a folder's name, got {out}")
+        raise InputError("out", f"must end in .png or .npz, or be a folder's name, got {out}")
     if out.name.lower() == suffix:
-        raise InputError(f"out: must have a name before its ending, got {out}")
+        raise InputError("out", f"must have a name before its ending, got {out}")
     if form == "adm" and suffix != ".npz":
-        raise InputError(f"out: the format adm is an .npz file, got {out}")
+        raise InputError("out", f"the format adm is an .npz file, got {out}")
     several = len(counts) > 1
     paths = [out.with_name(f"{out.stem}_{n}{out.suffix}") if several else out for n in counts]
     partial_output.check_new(out, paths)
@@ -172,14 +172,14 @@ def _check_out(out: Path, form: str | None, counts: tuple[int, ...]) -> tuple[La
 def _check_layout(layout: Layout, model: TrainedModel, uint8: str | None, out: Path) -> None:
     """Refuse a form that samples of the model cannot have."""
     if model.spec.kind == "points" and layout != "npz":
-        raise InputError(f"out: points go to an .npz file of floating-point numbers, got {out}")
+        raise InputError("out", f"points go to an .npz file of floating-point numbers, got {out}")
     if layout == "adm" and model.output_shape[0] not in (1, 3):
         raise InputError(
-            f"format: adm is for grey or RGB images, these have {model.output_shape[0]} channels"
+            "format", f"adm is for grey or RGB images, these have {model.output_shape[0]} channels"
         )
     if layout == "npz" and uint8 is not None:
         raise InputError(
-            f"uint8: {out} holds floating-point numbers, no bytes; --format adm makes a file of bytes"
+            "uint8", f"{out} holds floating-point numbers, no bytes; --format adm makes a file of bytes"
         )
 
 

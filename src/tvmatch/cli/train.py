@@ -120,9 +120,9 @@ def _on_top(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     own = read_yaml(file)
     name = content.get("recipe", "custom")
     if own.get("recipe", name) != name:
-        raise InputError(f"recipe: {name}, but {file} is for the recipe {own['recipe']}")
+        raise InputError("recipe", f"{name}, but {file} is for the recipe {own['recipe']}")
     if own.get("resume") is not None:
-        raise InputError(f"{file}: resume: give it on the command line, --resume {own['resume']}")
+        raise InputError(file, f"resume: give it on the command line, --resume {own['resume']}")
     return own
 
 
@@ -196,7 +196,7 @@ def _out(given: str | None, config: Config, resume: Path | None) -> Path:
         return Path(given or f"runs/{config.recipe}")
     out = run_folder(resume)
     if given and Path(given).resolve() != out.resolve():
-        raise InputError(f"out: {given} is not the run that --resume names, {out}")
+        raise InputError("out", f"{given} is not the run that --resume names, {out}")
     return out
 
 
@@ -228,11 +228,11 @@ def _request(arguments: list[str]) -> Request:
     if known.resume is not None:
         folder = known.resume or known.out or (f"runs/{name}" if name else None)
         if folder is None:
-            raise InputError("resume: name the run folder, --resume RUN")
+            raise InputError("resume", "name the run folder, --resume RUN")
         source = run_folder(Path(folder)) / CONFIG_NAME
         content = read_yaml(source)
         if name and name != content.get("recipe"):
-            raise InputError(f"recipe: {name}, but {source} is of {content.get('recipe')}")
+            raise InputError("recipe", f"{name}, but {source} is of {content.get('recipe')}")
         return Request(content, str(source), configs, Path(folder), arguments)
     if name is None and configs:
         content = read_yaml(configs[0])
@@ -241,14 +241,14 @@ def _request(arguments: list[str]) -> Request:
             content = _on_top(configs[0], content)
             return Request(content, str(configs[0]), configs[1:], None, arguments)
     if name is None:
-        raise InputError(f"recipe: name one of {', '.join(recipe_names())}")
+        raise InputError("recipe", f"name one of {', '.join(recipe_names())}")
     content = yaml.safe_load(recipe_text(name))
     given = [read_yaml(file) for file in configs]
     for file, own in zip(configs, given, strict=True):
         if own.get("data", content) is None:
-            raise InputError(f"{file}: data: null is of a run on data from Python, which goes on from Python")
+            raise InputError(file, "data: null is of a run on data from Python, which goes on from Python")
         if not isinstance(own.get("initial", ""), str | None):
-            raise InputError(f"{file}: initial: must be text or null, got {own['initial']!r}")
+            raise InputError(file, f"initial: must be text or null, got {own['initial']!r}")
     initial = known.initial or next((own["initial"] for own in reversed(given) if own.get("initial")), None)
     if initial is not None:  # the network that is there already, for options to change
         content["network"] = network_section(initial)

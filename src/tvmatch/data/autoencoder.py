@@ -85,11 +85,12 @@ class Autoencoder:
         """
         channels, height, width = image_shape
         if channels != 3:
-            raise InputError(f"image_shape: {self.source} encodes RGB images, got {channels} channels")
+            raise InputError("image_shape", f"{self.source} encodes RGB images, got {channels} channels")
         if min(height, width) < 1 or height % self.downsampling or width % self.downsampling:
             raise InputError(
-                f"resolution: must be a multiple of {self.downsampling} pixels, the down-sampling of "
-                f"{self.source}, got {height}×{width}"
+                "resolution",
+                f"must be a multiple of {self.downsampling} pixels, the down-sampling of "
+                f"{self.source}, got {height}×{width}",
             )
         return self.channels, height // self.downsampling, width // self.downsampling
 
@@ -106,8 +107,9 @@ class Autoencoder:
         """
         if expected.fingerprint and expected.fingerprint != self.fingerprint:
             raise InputError(
-                f"autoencoder: {self.source} has other weights (SHA-256 {self.fingerprint[:16]}…) than "
-                f"{expected.source} ({expected.fingerprint[:16]}…), with which the latents were made"
+                "autoencoder",
+                f"{self.source} has other weights (SHA-256 {self.fingerprint[:16]}…) than "
+                f"{expected.source} ({expected.fingerprint[:16]}…), with which the latents were made",
             )
         self.latent_shape(expected.image_shape)
 
@@ -134,8 +136,9 @@ class Autoencoder:
         """
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise InputError(
-                f"autoencoder: {self.source} decodes latents of {self.channels} channels, got the shape "
-                f"{tuple(latents.shape)}"
+                "autoencoder",
+                f"{self.source} decodes latents of {self.channels} channels, got the shape "
+                f"{tuple(latents.shape)}",
             )
         pixels = latents.shape[2] * latents.shape[3] * self.downsampling**2
         chunks = latents.split(max(_DECODED_TOGETHER // pixels, 1))
@@ -183,13 +186,13 @@ def _autoencoder_class(config: dict[str, Any], source: str) -> Any:
         from diffusers.models import autoencoders
     except ModuleNotFoundError as error:
         raise InputError(
-            f'autoencoder: needs the package {error.name}, pip install "tvmatch[latents]"'
+            "autoencoder", f'needs the package {error.name}, pip install "tvmatch[latents]"'
         ) from None
     name = config.get("_class_name")
     cls = getattr(autoencoders, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
         raise InputError(
-            f"autoencoder: {source} is a {name!r}, no autoencoder of diffusers {diffusers.__version__}"
+            "autoencoder", f"{source} is a {name!r}, no autoencoder of diffusers {diffusers.__version__}"
         )
     return cls
 
@@ -213,13 +216,15 @@ def _geometry(cls: Any, config: dict[str, Any], source: str) -> _Geometry:
         Exception
     ) as error:  # video, sound, no posterior, other channels, or a broken configuration: any kind
         raise InputError(
-            f"autoencoder: {source} is a {cls.__name__} that does not encode RGB images into a Gaussian like "
-            f"AutoencoderKL ({one_line(error)})"
+            "autoencoder",
+            f"{source} is a {cls.__name__} that does not encode RGB images into a Gaussian like "
+            f"AutoencoderKL ({one_line(error)})",
         ) from error
     if not fits:
         raise InputError(
-            f"autoencoder: {source}, a {cls.__name__}, makes latents {tuple(mean.shape)} and images "
-            f"{tuple(image.shape)} of {_PROBE}×{_PROBE} RGB images"
+            "autoencoder",
+            f"{source}, a {cls.__name__}, makes latents {tuple(mean.shape)} and images "
+            f"{tuple(image.shape)} of {_PROBE}×{_PROBE} RGB images",
         )
     return _Geometry(mean.shape[1], downsampling)
 
@@ -238,12 +243,13 @@ def _load(cls: Any, files: AutoencoderFiles) -> nn.Module:
                 output_loading_info=True,
             )
     except Exception as error:  # of diffusers, safetensors, pickle and PyTorch
-        raise InputError(f"autoencoder: {weights} cannot be loaded ({one_line(error)})") from error
+        raise InputError("autoencoder", f"{weights} cannot be loaded ({one_line(error)})") from error
     missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing or extra:
         raise InputError(
-            f"autoencoder: {weights} is not of the {cls.__name__} that its configuration describes: missing "
-            f"tensors {missing[:3]}, unexpected tensors {extra[:3]}"
+            "autoencoder",
+            f"{weights} is not of the {cls.__name__} that its configuration describes: missing "
+            f"tensors {missing[:3]}, unexpected tensors {extra[:3]}",
         )
     loaded: nn.Module = network
     return loaded

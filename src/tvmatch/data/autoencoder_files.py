@@ -39,11 +39,11 @@ class AutoencoderFiles:
         try:
             config = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"autoencoder: {path} is not readable as JSON ({one_line(error)})") from None
+            raise InputError("autoencoder", f"{path} is not readable as JSON ({one_line(error)})") from None
         if not isinstance(config, dict):
-            raise InputError(f"autoencoder: {path} describes no autoencoder")
+            raise InputError("autoencoder", f"{path} describes no autoencoder")
         if config.get("quantization_config") is not None:
-            raise InputError(f"autoencoder: {self.source} is quantised; take the one in full precision")
+            raise InputError("autoencoder", f"{self.source} is quantised; take the one in full precision")
         return config
 
     def weights(self) -> Path:
@@ -60,7 +60,7 @@ class AutoencoderFiles:
                 _download(self.source, [prefix + name for name in names])
                 found = found or self._weights()
         if found is None:
-            raise InputError(f"autoencoder: {self.folder} holds no {_WEIGHTS}.{_SUFFIXES[0]}")
+            raise InputError("autoencoder", f"{self.folder} holds no {_WEIGHTS}.{_SUFFIXES[0]}")
         expect_no_lfs_pointer(found)
         return found
 
@@ -81,18 +81,18 @@ def find_autoencoder(source: str) -> AutoencoderFiles:
         InputError: if there is none.
     """
     if not source:
-        raise InputError("autoencoder: give a folder, or a name on the Hugging Face Hub")
+        raise InputError("autoencoder", "give a folder, or a name on the Hugging Face Hub")
     local = Path(source).expanduser()
     if local.exists() and not local.is_dir():
         raise InputError(
-            f"autoencoder: must be a folder or a name on the Hugging Face Hub, got a file, {source}"
+            "autoencoder", f"must be a folder or a name on the Hugging Face Hub, got a file, {source}"
         )
     on_hub = not local.exists()
     root = _download(source, [_CONFIG, f"{_SUBFOLDER}/{_CONFIG}"]) if on_hub else local
     for folder in (root / _SUBFOLDER, root):
         if (folder / _CONFIG).is_file():
             return AutoencoderFiles(source if on_hub else str(local.absolute()), folder, on_hub)
-    raise InputError(f"autoencoder: there is neither {_CONFIG} nor {_SUBFOLDER}/{_CONFIG} in {source}")
+    raise InputError("autoencoder", f"there is neither {_CONFIG} nor {_SUBFOLDER}/{_CONFIG} in {source}")
 
 
 def _download(name: str, patterns: list[str]) -> Path:
@@ -100,14 +100,14 @@ def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    neither = f"autoencoder: {name!r} is neither a folder nor the name of a model on the Hugging Face Hub"
+    neither = f"{name!r} is neither a folder nor the name of a model on the Hugging Face Hub"
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT))
     except GatedRepoError:
         raise InputError(
-            f"autoencoder: {name} on the Hugging Face Hub needs you to log in and be granted access"
+            "autoencoder", f"{name} on the Hugging Face Hub needs you to log in and be granted access"
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise InputError(neither) from None
+        raise InputError("autoencoder", neither) from None
     except Exception as error:  # no network, no name server, a proxy's answer, a server's error, a full disk
-        raise InputError(f"{neither} that can be reached ({one_line(error)})") from error
+        raise InputError("autoencoder", f"{neither} that can be reached ({one_line(error)})") from error

@@ -66,38 +66,41 @@ def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: i
         values, labels = batch
     except (TypeError, ValueError):
         raise InputError(
-            f"{name}: must return a Batch of values and labels, got {type(batch).__name__}"
+            name, f"must return a Batch of values and labels, got {type(batch).__name__}"
         ) from None
-    _check_tensor(f"{name}: values", values, torch.float32, spec.shape)
+    _check_tensor(name, "values", values, torch.float32, spec.shape)
     if not 1 <= len(values) <= size:
-        raise InputError(f"{name}: {size} elements were asked for, it returned {len(values)}")
+        raise InputError(name, f"{size} elements were asked for, it returned {len(values)}")
     if (labels is None) != (spec.class_count == 0):
         given = "none" if labels is None else "some"
         raise InputError(
-            f"{name}: spec has {spec.class_count} classes, but {given} of its elements have labels"
+            name, f"spec has {spec.class_count} classes, but {given} of its elements have labels"
         )
     if labels is None:
         return Batch(values, None)
-    _check_tensor(f"{name}: labels", labels, torch.int64, ())
+    _check_tensor(name, "labels", labels, torch.int64, ())
     if len(labels) != len(values):
-        raise InputError(f"{name}: it returned {len(labels)} labels for {len(values)} elements")
+        raise InputError(name, f"it returned {len(labels)} labels for {len(values)} elements")
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= spec.class_count:
         hint = "; classes are numbered from 0" if low > 0 and high == spec.class_count else ""
         raise InputError(
-            f"{name}: labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}{hint}"
+            name, f"labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}{hint}"
         )
     return Batch(values, labels)
 
 
-def _check_tensor(name: str, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def _check_tensor(
+    subject: str, name: str, tensor: object, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     expected = f"must be a {dtype} tensor of shape ({', '.join(map(str, ('B', *shape)))}) on the CPU"
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{name} {expected}, got {type(tensor).__name__}")
+        raise InputError(subject, f"{name} {expected}, got {type(tensor).__name__}")
     fits = tensor.ndim > 0 and tensor.shape[1:] == shape
     if not fits or tensor.dtype != dtype or tensor.device.type != "cpu":
         raise InputError(
-            f"{name} {expected}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            subject,
+            f"{name} {expected}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}",
         )
 
 
@@ -140,7 +143,7 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
         InputError: if `count` is not within 1 … length.
     """
     if not 1 <= count <= length:
-        raise InputError(f"count: {count} elements were asked for, the data set has {length}")
+        raise InputError("count", f"{count} elements were asked for, the data set has {length}")
     return _permutation(length, generator(seed, "take"))[:count]
 
 

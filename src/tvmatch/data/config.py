@@ -127,26 +127,28 @@ class LatentsData:
             InputError: they are missing, unfinished or damaged, or not what is expected of them.
         """
         if not self.latents:
-            raise InputError("data.latents: give the folder that `tvmatch encode` made")
+            raise InputError("data.latents", "give the folder that `tvmatch encode` made")
         from tvmatch.data.latents import LatentDataset  # here, because `datasets` takes a second to import
 
         dataset = LatentDataset(self.latents)
         spec = dataset.spec
         if self.shape is not None and tuple(self.shape) != spec.shape:
             raise InputError(
-                f"data.shape: {list(self.shape)} is expected, {self.latents} holds {list(spec.shape)}"
+                "data.shape", f"{list(self.shape)} is expected, {self.latents} holds {list(spec.shape)}"
             )
         if self.class_count is not None and self.class_count != spec.class_count:
             hint = "; encode the images with --label_column" if spec.class_count == 0 else ""
             raise InputError(
-                f"data.class_count: {self.class_count} classes are expected, {self.latents} has "
-                f"{spec.class_count or 'no labels'}{hint}"
+                "data.class_count",
+                f"{self.class_count} classes are expected, {self.latents} has "
+                f"{spec.class_count or 'no labels'}{hint}",
             )
         for name, expected, stored in (("mean", self.mean, spec.mean), ("std", self.std, spec.std)):
             if expected is not None and not agree(expected, stored, spec.std):
                 raise InputError(
-                    f"data.{name}: {list(expected)} is expected, {self.latents} has {list(stored)}; "
+                    f"data.{name}",
+                    f"{list(expected)} is expected, {self.latents} has {list(stored)}; "
                     "`tvmatch encode` with another --normalization changes that without encoding again, "
-                    f"and data.{name}=null takes what is stored"
+                    f"and data.{name}=null takes what is stored",
                 )
         return dataset

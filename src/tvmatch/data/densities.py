@@ -89,7 +89,7 @@ class Density:
 
     def __init__(self, name: DensityName) -> None:
         if name not in _DENSITIES:
-            raise InputError(f"name: no density is called {name!r}; there are {', '.join(_DENSITIES)}")
+            raise InputError("name", f"no density is called {name!r}; there are {', '.join(_DENSITIES)}")
         self._draw, variance = _DENSITIES[name]
         std = tuple(math.sqrt(number) for number in variance)
         self.spec = DataSpec(kind="points", shape=(2,), class_names=None, mean=(0.0, 0.0), std=std)
@@ -101,7 +101,7 @@ class Density:
             InputError: if there are no rows.
         """
         if not rows:
-            raise InputError(f"count: must be at least 1, got {len(rows)}")
+            raise InputError("count", f"must be at least 1, got {len(rows)}")
         return in_whole_blocks(lambda block: self._draw(draws, block).to(torch.float32), rows)
 
     def batch(self, step: int, size: int, seed: int) -> Batch:

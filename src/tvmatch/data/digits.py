@@ -28,7 +28,7 @@ def digits(split: DigitsSplit) -> TensorDataset:
         InputError: for another name.
     """
     if split not in get_args(DigitsSplit):
-        raise InputError(f"split: must be one of {', '.join(get_args(DigitsSplit))}, got {split!r}")
+        raise InputError("split", f"must be one of {', '.join(get_args(DigitsSplit))}, got {split!r}")
     from sklearn.datasets import load_digits  # here, because importing it takes a second
 
     data = load_digits()

@@ -87,13 +87,15 @@ class Encoder:
         self._shape = autoencoder.latent_shape((3, options.resolution, options.resolution))
         if isinstance(normalization, Normalization) and len(normalization.mean) != self._shape[0]:
             raise InputError(
-                f"normalization: {normalization.source} has {len(normalization.mean)} channels, latents of "
-                f"{autoencoder.source} have {self._shape[0]}"
+                "normalization",
+                f"{normalization.source} has {len(normalization.mean)} channels, latents of "
+                f"{autoencoder.source} have {self._shape[0]}",
             )
         if options.flips == "stored" and _holds_latents(source):
             raise InputError(
-                "flips: must be none or drawn, got stored: this data set holds latents, not the images that "
-                "would have to be mirrored"
+                "flips",
+                "must be none or drawn, got stored: this data set holds latents, not the images that "
+                "would have to be mirrored",
             )
         self._begun = begin(folder, options, source, autoencoder)
         self.shards = len(range(0, len(source), options.shard_size))
@@ -193,8 +195,9 @@ class Encoder:
             moments = self._posteriors(batch.values)
             if not all(part.isfinite().all() for part in moments):
                 raise InputError(
-                    f"autoencoder: {self._autoencoder.source} gives numbers that are not finite, for one of "
-                    f"the images {batch.numbers[0]} … {batch.numbers[-1]}"
+                    "autoencoder",
+                    f"{self._autoencoder.source} gives numbers that are not finite, for one of "
+                    f"the images {batch.numbers[0]} … {batch.numbers[-1]}",
                 )
             writer.write(moments, labels)
 
@@ -204,8 +207,9 @@ class Encoder:
             channels, height, width = self._shape
             if values.shape[1:] != (2 * channels, height, width):
                 raise InputError(
-                    f"data: means and standard deviations of latents have shape {tuple(values.shape[1:])}, "
-                    f"those of {self._autoencoder.source} {(2 * channels, height, width)} at this resolution"
+                    "data",
+                    f"means and standard deviations of latents have shape {tuple(values.shape[1:])}, "
+                    f"those of {self._autoencoder.source} {(2 * channels, height, width)} at this resolution",
                 )
             return Moments(values[:, :channels], values[:, channels:])
         images = values.to(self._autoencoder.device).float() / 255
@@ -220,7 +224,9 @@ class Encoder:
         skipped = [problem for report in reports for problem in report.skipped]
         found = [report.sums for report in reports if report.sums is not None]
         if not found:
-            raise InputError(f"data: none of the {len(skipped)} images can be read; the first: {skipped[0]}")
+            raise InputError(
+                "data", f"none of the {len(skipped)} images can be read; the first: {skipped[0]}"
+            )
         sums = reduce(ChannelSums.plus, found)
         normalization = self._final_normalization(sums)
         spec = DataSpec(

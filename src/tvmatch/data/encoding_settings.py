@@ -49,9 +49,9 @@ class EncodingOptions:
     def __post_init__(self) -> None:
         for name in ("resolution", "shard_size", "batch_size"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: must be at least 1, got {getattr(self, name)}")
+                raise InputError(name, f"must be at least 1, got {getattr(self, name)}")
         if self.flips not in get_args(Flips):
-            raise InputError(f"flips: must be one of {', '.join(get_args(Flips))}, got {self.flips!r}")
+            raise InputError("flips", f"must be one of {', '.join(get_args(Flips))}, got {self.flips!r}")
         check_crop(self.crop, self.resolution, self.resolution)
 
 
@@ -92,7 +92,7 @@ def begin(
             raise ValueError(f"the format is {content['format']!r}")
         before, provenance = dict(content["settings"]), dict(content["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"out: {path} is not of this version ({error})") from None
+        raise InputError("out", f"{path} is not of this version ({error})") from None
     if before.get("data_fingerprint") != source.fingerprint and before.get(
         "data_fingerprint"
     ) == earlier_fingerprint(options.data, options.split, options.label_column):
@@ -104,8 +104,9 @@ def begin(
     ]
     if different:
         raise InputError(
-            f"out: {folder} was begun differently, {'; '.join(different)}; take another folder or the same "
-            "options"
+            "out",
+            f"{folder} was begun differently, {'; '.join(different)}; take another folder or the same "
+            "options",
         )
     return provenance
 
@@ -113,14 +114,15 @@ def begin(
 def _check_empty(folder: Path) -> None:
     """Refuse a folder that holds anything but what another process may have begun at this moment."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"out: {folder} is a file")
+        raise InputError("out", f"{folder} is a file")
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     left_behind = f".{SETTINGS_NAME}."  # by a process that was killed
     ours = [name for name in names if is_lock(name) or name.startswith(left_behind) or name == SETTINGS_NAME]
     other = set(names) - set(ours)
     if other:
         raise InputError(
-            f"out: {folder} holds something else ({min(other)}) and nothing is overwritten; take a new folder"
+            "out",
+            f"{folder} holds something else ({min(other)}) and nothing is overwritten; take a new folder",
         )
 
 

@@ -33,15 +33,16 @@ def find_image_column(rows: datasets.Dataset, column: str | None, path: str) -> 
         found: list[str] = [name for name in rows.column_names if holds_images(name)]
         if len(found) != 1:
             raise InputError(
-                f"data.image_column: say which column of {path} holds the images, "
-                f"{len(found)} seem to; the columns are {columns}"
+                "data.image_column",
+                f"say which column of {path} holds the images, "
+                f"{len(found)} seem to; the columns are {columns}",
             )
         return found[0]
     if column not in rows.column_names:
-        raise InputError(f"data.image_column: there is no column {column!r}; the columns are {columns}")
+        raise InputError("data.image_column", f"there is no column {column!r}; the columns are {columns}")
     is_binary = rows.features[column] in (datasets.Value("binary"), datasets.Value("large_binary"))
     if not is_binary and not holds_images(column):
-        raise InputError(f"data.image_column: {column!r} of {path} does not hold images")
+        raise InputError("data.image_column", f"{column!r} of {path} does not hold images")
     return column
 
 
@@ -54,7 +55,7 @@ def choose_label_column(source: Source, column: str | None, path: str) -> str | 
     if column != AUTO:
         return column
     if source.notes.problem:
-        raise InputError(source.notes.problem)
+        raise InputError("data.path", source.notes.problem)
     rows = source.rows
     if "label" in rows.column_names:
         labels = rows.with_format("arrow")["label"][:]
@@ -66,8 +67,9 @@ def choose_label_column(source: Source, column: str | None, path: str) -> str | 
     ]
     if others:
         raise InputError(
-            f"data.label_column: {path} has no column label, but classes in {', '.join(others)}; name the "
-            "column, or null for no classes"
+            "data.label_column",
+            f"{path} has no column label, but classes in {', '.join(others)}; name the "
+            "column, or null for no classes",
         )
     return None
 
@@ -80,24 +82,24 @@ def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...
     """
     rows = source.rows
     if source.notes.problem and column == "label":
-        raise InputError(source.notes.problem)
+        raise InputError("data.path", source.notes.problem)
     if column not in rows.column_names:
         columns = ", ".join(rows.column_names)
-        raise InputError(f"data.label_column: there is no column {column!r}; the columns are {columns}")
+        raise InputError("data.label_column", f"there is no column {column!r}; the columns are {columns}")
     feature = rows.features[column]
     kind = feature.dtype if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
     if kind not in ("string", "large_string") and "int" not in kind:
         raise InputError(
-            f"data.label_column: {column!r} must hold names or whole numbers, not {kind or feature}"
+            "data.label_column", f"{column!r} must hold names or whole numbers, not {kind or feature}"
         )
     values: Sequence[Any] = rows.unique(column)
     if list(values) == [None]:
         why = f"; {source.notes.why_none}" if source.notes.why_none else ""
-        raise InputError(f"data.label_column: {path} is a data set without labels{why}")
+        raise InputError("data.label_column", f"{path} is a data set without labels{why}")
     if None in values:
         first = rows.with_format("arrow")[column][:].is_null().to_pylist().index(True)
         raise InputError(
-            f"data.label_column: {column!r} has rows without a label, the first is {source.name(first)}"
+            "data.label_column", f"{column!r} has rows without a label, the first is {source.name(first)}"
         )
     if "int" not in kind:
         names = tuple(sorted(values))
@@ -107,5 +109,5 @@ def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...
     most = len(names) or MOST_CLASSES
     if low < 0 or high >= most:
         wrong = low if low < 0 else high
-        raise InputError(f"data.label_column: {column!r} holds {wrong}, classes are numbers 0 … {most - 1}")
+        raise InputError("data.label_column", f"{column!r} holds {wrong}, classes are numbers 0 … {most - 1}")
     return names or tuple(str(number) for number in range(high + 1)), None

@@ -96,9 +96,9 @@ class ImageSource:
                 raise InputError("there is no image")
             return decode(content, height, width, channels, crop)
         except InputError as error:
-            raise InputError(f"{self._images.name(image, index)}: {error}") from error
+            raise InputError(self._images.name(image, index), str(error)) from error
         except Exception as error:  # Pillow's readers raise every kind for a broken file
-            raise InputError(f"{self._images.name(image, index)}: {what_is_wrong(error)}") from error
+            raise InputError(self._images.name(image, index), what_is_wrong(error)) from error
 
     def moments(self, index: int) -> NDArray[np.float32] | None:
         """Latents that the data set holds in place of images, None if it holds images.
@@ -116,11 +116,11 @@ class ImageSource:
         try:
             moments = moments_of_npy(_bytes(self._images.content(image, place)))
         except Exception as error:
-            raise InputError(f"{self._images.name(image, index)}: {one_line(error)}") from error
+            raise InputError(self._images.name(image, index), one_line(error)) from error
         if moments.shape != self._shape_of_moments:
             raise InputError(
-                f"{self._images.name(image, index)}: latents of shape {moments.shape}, "
-                f"the first have {self._shape_of_moments}"
+                self._images.name(image, index),
+                f"latents of shape {moments.shape}, the first have {self._shape_of_moments}",
             )
         return moments
 
@@ -154,7 +154,7 @@ def open_images(
     """
     source = open_source(path, split)
     if len(source.rows) == 0:
-        raise InputError(f"data.split: {split!r} of {path} holds no rows")
+        raise InputError("data.split", f"{split!r} of {path} holds no rows")
     column = find_image_column(source.rows, image_column, path)
     why_none = source.why_none if label_column == AUTO else ""
     label_column = choose_label_column(source, label_column, path)

@@ -35,7 +35,7 @@ def open_source(path: str, split: str) -> Source:
     local = Path(path).expanduser()
     if not path:
         raise InputError(
-            "data.path: give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
+            "data.path", "give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
         )
     _check_split(split)
     whole = EncodedImages(RowNames((f"{path}, split {split}",)))
@@ -63,7 +63,7 @@ def open_source(path: str, split: str) -> Source:
     images, others = parted(tree.files)
     if not images:
         raise InputError(
-            f"data.path: {path} holds no images and no .parquet or .arrow files{described(others)}"
+            "data.path", f"{path} holds no images and no .parquet or .arrow files{described(others)}"
         )
     return _open_folder(path, local, tree, split)
 
@@ -72,10 +72,12 @@ def _check_split(split: str) -> None:
     """Refuse what is no split."""
     match = re.fullmatch(r"[\w .-]+(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
-        raise InputError(f"data.split: must be a name like train or a slice like train[:1000], got {split!r}")
+        raise InputError(
+            "data.split", f"must be a name like train or a slice like train[:1000], got {split!r}"
+        )
     ends = [end for end in match.groups() if end is not None]
     if any(abs(int(end.rstrip("%"))) > 100 for end in ends if end.endswith("%")):
-        raise InputError(f"data.split: percents must be within -100 and 100, got {split!r}")
+        raise InputError("data.split", f"percents must be within -100 and 100, got {split!r}")
 
 
 def _open_folder(path: str, root: Path, tree: Tree, split: str) -> Source:
@@ -115,7 +117,7 @@ def _open_imagenet(path: str, imagenet: ImageNet, split: str) -> Source:
     name = split.partition("[")[0]
     base = SPLIT_OF.get(name, "")
     if base not in imagenet.splits:
-        raise InputError(f"data.split: {split!r} of {path}: ImageNet has {', '.join(imagenet.splits)} here")
+        raise InputError("data.split", f"{split!r} of {path}: ImageNet has {', '.join(imagenet.splits)} here")
     listing, stamp = list_imagenet(imagenet, base)
     return _open_listing(imagenet.root, split, stamp, listing)
 
@@ -129,7 +131,7 @@ def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: No
     """The slice that `split` names of the listed files, which are the split as a whole."""
     if len(whole) == 0 and notes.left_out:
         raise InputError(
-            f"data.split: {split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
+            "data.split", f"{split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
         )
     rows = whole.select(_numbers(split, len(whole), str(root)))
     images = EncodedImages(RowNames((str(root),)), root.absolute(), stamp)
@@ -146,7 +148,7 @@ def _numbers(split: str, count: int, path: str) -> range:
     (part,) = instruction.to_absolute({"train": count})
     numbers = range(part.from_ or 0, count if part.to is None else part.to)
     if not numbers:
-        raise InputError(f"data.split: {split!r} of {path} holds no rows, of {count} in all")
+        raise InputError("data.split", f"{split!r} of {path} holds no rows, of {count} in all")
     return numbers
 
 
@@ -154,7 +156,7 @@ def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
     suffixes = {file.suffix.lower() for found in files.values() for file in found}
     if suffixes not in ({".parquet"}, {".arrow"}):
         raise InputError(
-            f"data.path: {path} must be a folder, or .parquet, .arrow or .zip files, not {sorted(suffixes)}"
+            "data.path", f"{path} must be a folder, or .parquet, .arrow or .zip files, not {sorted(suffixes)}"
         )
     chosen = files.get(split, [])
     if chosen and suffixes == {".parquet"}:
@@ -169,7 +171,7 @@ def _parquet_rows(file: Path) -> int:
     try:
         return int(pyarrow.parquet.read_metadata(file).num_rows)
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"data.path: {file} is not a readable Parquet file: {one_line(error)}") from error
+        raise InputError("data.path", f"{file} is not a readable Parquet file: {one_line(error)}") from error
 
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:
@@ -189,31 +191,32 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
         if full is not None:
             raise cache_error("the data set", full) from error
         if "corresponds to no data" in str(error):  # an empty slice
-            raise InputError(f"data.split: {split!r} of {path} holds no rows") from error
+            raise InputError("data.split", f"{split!r} of {path} holds no rows") from error
         if str(error).startswith("Unknown split"):
-            raise InputError(f"data.split: {split!r} of {path}: {one_line(error)}") from error
-        raise InputError(f"data.path: {path} could not be read: {one_line(root)}") from error
+            raise InputError("data.split", f"{split!r} of {path}: {one_line(error)}") from error
+        raise InputError("data.path", f"{path} could not be read: {one_line(root)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
 def _check_hub(path: str) -> None:
     """Ask the Hub once, quickly, whether it has a data set called `path`."""
-    neither = f"data.path: {path!r} is neither a local path nor a data set on the Hugging Face Hub"
+    neither = f"{path!r} is neither a local path nor a data set on the Hugging Face Hub"
     # An absolute path, or a name with more than one slash, cannot be a data set of the Hub.
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise InputError(f"data.path: {path} does not exist")
+        raise InputError("data.path", f"{path} does not exist")
     if datasets.config.HF_HUB_OFFLINE:
         return  # the user said so: only what was downloaded before is looked at
     try:
         HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(path, timeout=_HUB_TIMEOUT)
     except GatedRepoError as error:
         raise InputError(
-            f"data.path: {path} on the Hugging Face Hub needs you to log in and be granted access"
+            "data.path", f"{path} on the Hugging Face Hub needs you to log in and be granted access"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(neither) from error
+        raise InputError("data.path", neither) from error
     except Exception as error:  # no network, no name server, a proxy's answer, a server's error
         raise InputError(
-            f"{neither} that can be reached ({one_line(error)}); HF_HUB_OFFLINE=1 uses an earlier download"
+            "data.path",
+            f"{neither} that can be reached ({one_line(error)}); HF_HUB_OFFLINE=1 uses an earlier download",
         ) from error

@@ -50,7 +50,7 @@ def stamp_of_zip(archive: Path) -> str:
             file.seek(max(status.st_size - _TAIL, 0))
             return digest(f"zip {status.st_mtime_ns} {status.st_size}", file.read())
     except OSError as error:
-        raise InputError(f"data.path: {archive} cannot be read: {error.strerror or error}") from error
+        raise InputError("data.path", f"{archive} cannot be read: {error.strerror or error}") from error
 
 
 def list_zip(archive: Path, split: str) -> Listing:
@@ -67,7 +67,7 @@ def list_zip(archive: Path, split: str) -> Listing:
             # Of a name that is there twice, the last counts, as for everyone who reads ZIPs.
             members = {member.filename: member for member in opened.infolist()}
     except Exception as error:  # the standard library raises half a dozen kinds for damaged directories
-        raise InputError(f"data.path: {archive} is not a readable ZIP file: {one_line(error)}") from error
+        raise InputError("data.path", f"{archive} is not a readable ZIP file: {one_line(error)}") from error
     files = {name: member for name, member in members.items() if not member.is_dir()}
     if DESCRIPTION not in files:
         return _by_folder(archive, files, sorted(set(members) - set(files)), split)
@@ -77,7 +77,7 @@ def list_zip(archive: Path, split: str) -> Listing:
         content = read_member(archive, stamp_of_zip(archive), _place(files[DESCRIPTION]), _MOST_JSON_BYTES)
     except Exception as error:
         raise InputError(
-            f"data.path: {DESCRIPTION} in {archive} cannot be read: {one_line(error)}"
+            "data.path", f"{DESCRIPTION} in {archive} cannot be read: {one_line(error)}"
         ) from error
     places = [_place(files[name]) for name in images]
     notes = Notes(left_out, NO_LABELS)
@@ -163,7 +163,9 @@ def list_folder(folder: Path) -> tuple[Listing, str]:
     try:
         content = (folder / DESCRIPTION).read_bytes()
     except OSError as error:
-        raise InputError(f"data.path: {printable(str(error.filename))}: {error.strerror or error}") from error
+        raise InputError(
+            "data.path", f"{printable(str(error.filename))}: {error.strerror or error}"
+        ) from error
     stamps = digest("folder", content, *(f"{name} {stamp(f'{folder}/{name}')}" for name in images))
     notes = Notes(LeftOut(tree.left_out | left_out), NO_LABELS)
     return Listing(images, labels_of(content, images, folder), notes=notes), stamps
@@ -183,34 +185,39 @@ def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> li
     """
     if description is None:
         return [None] * len(names)
-    where = f"data.path: {DESCRIPTION} of {root}"
+    where = f"{DESCRIPTION} of {root}"
     if is_lfs_pointer(description):
-        raise InputError(f"{where} is {LFS_POINTER}")
+        raise InputError("data.path", f"{where} is {LFS_POINTER}")
     try:
         content = json.loads(description)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not readable JSON: {one_line(error)}") from error
+        raise InputError("data.path", f"{where} is not readable JSON: {one_line(error)}") from error
     if not isinstance(content, dict) or "labels" not in content:
-        raise InputError(f'{where} must be {{"labels": [[file, class], …]}} or {{"labels": null}}')
+        raise InputError(
+            "data.path", f'{where} must be {{"labels": [[file, class], …]}} or {{"labels": null}}'
+        )
     given = content["labels"]
     if given is None:
         return [None] * len(names)
     pairs = list(given.items()) if isinstance(given, dict) else given
     if not isinstance(pairs, list):
-        raise InputError(f"{where}: labels must be a list of [file, class], got {given!r:.60}")
+        raise InputError("data.path", f"{where}: labels must be a list of [file, class], got {given!r:.60}")
     found: dict[str, int] = {}
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(f"{where}: labels must be a list of [file, class], got {pair!r:.60}")
+            raise InputError(
+                "data.path", f"{where}: labels must be a list of [file, class], got {pair!r:.60}"
+            )
         name, label = pair
         if type(label) is not int or not 0 <= label < MOST_CLASSES:  # a bool is an int, but no class
             raise InputError(
-                f"{where}: the class of {name!r} must be a number 0 … {MOST_CLASSES - 1}, got {label!r:.60}"
+                "data.path",
+                f"{where}: the class of {name!r} must be a number 0 … {MOST_CLASSES - 1}, got {label!r:.60}",
             )
         found[name] = label
     missing = found.keys() - set(names)
     if missing:
-        raise InputError(f"{where} names {min(missing)!r}, which is not there, or no image")
+        raise InputError("data.path", f"{where} names {min(missing)!r}, which is not there, or no image")
     return [found.get(name) for name in names]
 
 

@@ -92,7 +92,7 @@ def list_imagenet(imagenet: ImageNet, split: str) -> tuple[Listing, str]:
             which = (
                 f"class {wordnet_id!r}, which is none of the {len(ids)}" if wordnet_id else "no known class"
             )
-            raise InputError(f"data.path: {printable(str(folder / image))} is of {which}")
+            raise InputError("data.path", f"{printable(str(folder / image))} is of {which}")
         return numbers[wordnet_id]
 
     labels = [label(image) for image in images]
@@ -150,7 +150,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data.path: {path} cannot be read: {one_line(error)}") from error
+        raise InputError("data.path", f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _mapping(path: Path) -> dict[str, str]:
@@ -159,7 +159,7 @@ def _mapping(path: Path) -> dict[str, str]:
     for wordnet_id, _, words in pairs:
         if not _WORDNET_ID.fullmatch(wordnet_id) or not words.strip():
             raise InputError(
-                f'data.path: {path} must have lines like "n01440764 tench", got {wordnet_id!r:.60}'
+                "data.path", f'{path} must have lines like "n01440764 tench", got {wordnet_id!r:.60}'
             )
     return {wordnet_id: words.strip() for wordnet_id, _, words in pairs}
 
@@ -171,12 +171,12 @@ def _answers(imagenet: ImageNet) -> dict[str, str] | None:
         try:
             rows = list(csv.reader(_lines(solution)))
         except csv.Error as error:
-            raise InputError(f"data.path: {solution} cannot be read: {error}") from error
+            raise InputError("data.path", f"{solution} cannot be read: {error}") from error
         wrong = next((row for row in rows[1:] if len(row) != 2 or not _WORDNET_ID.match(row[1])), None)
         if wrong is not None or not rows or rows[0][:1] != ["ImageId"]:
             shown = ",".join(wrong if wrong is not None else rows[0] if rows else [])
             raise InputError(
-                f"data.path: {solution} must have lines like ImageId,n01751748 1 2 3 4, got {shown!r:.60}"
+                "data.path", f"{solution} must have lines like ImageId,n01751748 1 2 3 4, got {shown!r:.60}"
             )
         return {row[0]: row[1].split()[0] for row in rows[1:]}
     truth = imagenet.file(*_TRUTHS)
@@ -187,7 +187,7 @@ def _answers(imagenet: ImageNet) -> dict[str, str] | None:
     for number, line in enumerate(_lines(truth), start=1):
         if line.strip() not in ids:
             raise InputError(
-                f"data.path: line {number} of {truth} must be the number of a class, got {line!r:.60}"
+                "data.path", f"line {number} of {truth} must be the number of a class, got {line!r:.60}"
             )
         answers[f"ILSVRC2012_val_{number:08}"] = ids[line.strip()]
     return answers
@@ -199,14 +199,14 @@ def _development_kit_ids(kit: Path) -> dict[str, str]:
     if mapping.is_file():
         rows = [line.split() for line in _lines(mapping) if line.strip()]
         if any(len(row) < 2 or not _WORDNET_ID.fullmatch(row[0]) for row in rows):
-            raise InputError(f'data.path: {mapping} must have lines like "n02119789 1 kit_fox"')
+            raise InputError("data.path", f'{mapping} must have lines like "n02119789 1 kit_fox"')
         return {row[1]: row[0] for row in rows}
     if not meta.is_file():
-        raise InputError(f"data.path: the answers in {kit} need meta.mat or map_clsloc.txt beside them")
+        raise InputError("data.path", f"the answers in {kit} need meta.mat or map_clsloc.txt beside them")
     from scipy.io import loadmat  # here, because few need it
 
     try:
         classes = loadmat(meta, squeeze_me=True)["synsets"]
         return {str(int(one["ILSVRC2012_ID"])): str(one["WNID"]) for one in classes}
     except Exception as error:  # whatever scipy raises for a file that is none of MATLAB's
-        raise InputError(f"data.path: {meta} is not the development kit's: {one_line(error)}") from error
+        raise InputError("data.path", f"{meta} is not the development kit's: {one_line(error)}") from error

@@ -107,7 +107,7 @@ def load_images(options: ImagesData) -> ImageDataset:
     height, width = _checked_size(options)
     source = open_source(options.path, options.split)
     if len(source.rows) == 0:
-        raise InputError(f"data.split: {options.split!r} of {options.path} holds no rows")
+        raise InputError("data.split", f"{options.split!r} of {options.path} holds no rows")
     image_column = find_image_column(source.rows, options.image_column, options.path)
     kept = source.columns_of_images(image_column)
     class_names, class_numbers = None, None
@@ -231,7 +231,7 @@ class _Preparation:
                 return None, f"{name}: there is no image"
             return decode(encoded, self.height, self.width, self.channels, self.crop).tobytes(), None
         except InputError as error:  # latents: no bad image, but another kind of data
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(name, str(error)) from error
         except Exception as error:  # Pillow's readers raise every kind for a broken file
             return None, f"{name}: {what_is_wrong(error)}"
 
@@ -241,14 +241,14 @@ def _checked_size(options: ImagesData) -> tuple[int, int]:
     size = options.resolution
     sizes = (size, size) if isinstance(size, int) else tuple(size)
     if len(sizes) != 2 or min(sizes) < 1:
-        raise InputError(f"data.resolution: must be one or two numbers of at least 1 pixel, got {size}")
+        raise InputError("data.resolution", f"must be one or two numbers of at least 1 pixel, got {size}")
     if options.channels not in (1, 3):
-        raise InputError(f"data.channels: must be 1 (grey) or 3 (RGB), got {options.channels}")
+        raise InputError("data.channels", f"must be 1 (grey) or 3 (RGB), got {options.channels}")
     if options.on_bad_image not in ("error", "skip"):
-        raise InputError(f"data.on_bad_image: must be error or skip, got {options.on_bad_image!r}")
+        raise InputError("data.on_bad_image", f"must be error or skip, got {options.on_bad_image!r}")
     check_crop(options.crop, *sizes)
     if options.workers < 1:
-        raise InputError(f"data.workers: must be at least 1, got {options.workers}")
+        raise InputError("data.workers", f"must be at least 1, got {options.workers}")
     return sizes[0], sizes[1]
 
 
@@ -261,7 +261,7 @@ def _usable_rows(rows: datasets.Dataset, path: str) -> Tensor:
         first = next(text for text in problems.to_pylist() if text is not None)
         if len(usable) == 0:
             raise InputError(
-                f"data.path: none of the {skipped} images of {path} can be read; the first: {first}"
+                "data.path", f"none of the {skipped} images of {path} can be read; the first: {first}"
             )
         _LOGGER.warning(
             "data.on_bad_image: skipped %d of %d images of %s; the first: %s", skipped, len(rows), path, first

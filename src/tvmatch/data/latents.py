@@ -107,13 +107,14 @@ class LatentsInfo:
             content = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
-                f"data.latents: {folder} holds no finished latents (no {INFO_NAME}); `tvmatch encode` makes "
-                "them, and finishes those of an interrupted run"
+                "data.latents",
+                f"{folder} holds no finished latents (no {INFO_NAME}); `tvmatch encode` makes "
+                "them, and finishes those of an interrupted run",
             ) from None
         except (OSError, ValueError) as error:
-            raise InputError(f"data.latents: {path} is not readable as JSON ({error})") from None
+            raise InputError("data.latents", f"{path} is not readable as JSON ({error})") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise InputError(f"data.latents: the format of {path} is not {FORMAT}")
+            raise InputError("data.latents", f"the format of {path} is not {FORMAT}")
         try:
             return cls(
                 spec=DataSpec.from_description(content.pop("data")),
@@ -123,7 +124,7 @@ class LatentsInfo:
                 **content,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"data.latents: {path} does not describe latents ({error})") from None
+            raise InputError("data.latents", f"{path} does not describe latents ({error})") from None
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
@@ -160,8 +161,9 @@ class LatentDataset:
             wrong = labels[(labels < 0) | (labels >= self.spec.class_count)]
             if wrong.size:
                 raise InputError(
-                    f"data.latents: {folder} holds a latent of class {wrong[0]}, classes are 0 … "
-                    f"{self.spec.class_count - 1}"
+                    "data.latents",
+                    f"{folder} holds a latent of class {wrong[0]}, classes are 0 … "
+                    f"{self.spec.class_count - 1}",
                 )
         self.findings = lines_of_findings(
             str(folder), self.info.count, self.spec.class_names, labels, unit="latents"
@@ -233,15 +235,15 @@ def _open(folder: Path, shard: Shard, shape: tuple[int, ...]) -> datasets.Datase
     path = folder / shard.file
     if not path.is_file():
         raise InputError(
-            f"data.latents: {path} is missing; `tvmatch encode` with the same options makes it anew"
+            "data.latents", f"{path} is missing; `tvmatch encode` with the same options makes it anew"
         )
     expect_no_lfs_pointer(path)
     try:
         rows = datasets.Dataset.from_file(str(path))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"data.latents: {path} is damaged ({error})") from None
+        raise InputError("data.latents", f"{path} is damaged ({error})") from None
     if len(rows) != shard.rows or not {"mean", "std", "label"} <= set(rows.column_names):
-        raise InputError(f"data.latents: {path} is damaged: it has {len(rows)} of {shard.rows} rows")
+        raise InputError("data.latents", f"{path} is damaged: it has {len(rows)} of {shard.rows} rows")
     if len(rows[0]["mean"]) != 4 * math.prod(shape):
-        raise InputError(f"data.latents: {path} holds latents of another shape than {INFO_NAME} says")
+        raise InputError("data.latents", f"{path} holds latents of another shape than {INFO_NAME} says")
     return rows

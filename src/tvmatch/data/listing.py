@@ -90,7 +90,8 @@ def as_rows(stamp: str, listing: Callable[[], Listing]) -> tuple[datasets.Datase
         InputError: from `listing`, or if the cache cannot be written.
     """
     key = digest(_VERSION, stamp)
-    path = Path(datasets.config.HF_DATASETS_CACHE, "tvmatch", key[:32], "files.arrow")
+    # "files.arrow" had other notes beside the same rows: what was prepared from those rows stays valid.
+    path = Path(datasets.config.HF_DATASETS_CACHE, "tvmatch", key[:32], "listing.arrow")
     if not path.exists():
         _write(path, listing())
     table = datasets.table.MemoryMappedTable.from_file(str(path))
@@ -107,7 +108,7 @@ def _write(path: Path, listing: Listing) -> None:
     try:
         names = pa.array(listing.names, pa.string())
     except UnicodeEncodeError as error:
-        raise InputError(f"data.path: the file name {printable(error.object)} is not in UTF-8") from error
+        raise InputError("data.path", f"the file name {printable(error.object)} is not in UTF-8") from error
     images = pa.StructArray.from_arrays([pa.nulls(len(names), pa.binary()), names], ["bytes", "path"])
     values = [images, pa.array(listing.labels, pa.int64())]
     if listing.places is not None:

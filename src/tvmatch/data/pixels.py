@@ -82,9 +82,9 @@ def check_crop(crop: str, height: int, width: int) -> None:
         InputError: naming the value.
     """
     if crop not in get_args(Crop):
-        raise InputError(f"data.crop: must be {' or '.join(get_args(Crop))}, got {crop!r}")
+        raise InputError("data.crop", f"must be {' or '.join(get_args(Crop))}, got {crop!r}")
     if crop == "dhariwal" and height != width:
-        raise InputError(f"data.crop: dhariwal makes squares only, got a resolution of {height}×{width}")
+        raise InputError("data.crop", f"dhariwal makes squares only, got a resolution of {height}×{width}")
 
 
 def dhariwal_crop(image: Image.Image, size: int) -> Image.Image:

@@ -47,7 +47,7 @@ class AutoencoderInfo:
 
     def __post_init__(self) -> None:
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise InputError(f"image_shape: must be three positive sizes, got {self.image_shape}")
+            raise InputError("image_shape", f"must be three positive sizes, got {self.image_shape}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class DataSpec:
             raise InputError(f"class names must be distinct and not empty, got {self.class_names}")
         if (self.kind == "latents") != (self.autoencoder is not None):
             raise InputError(
-                f"autoencoder: must be given for latents and for nothing else, this is {self.kind} data"
+                "autoencoder", f"must be given for latents and for nothing else, this is {self.kind} data"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class DataSpec:
             InputError: for a name that no class has, a number outside 0 … K − 1, or data without classes.
         """
         if self.class_names is None:
-            raise InputError(f"labels: this model has no classes, got {list(labels)[:3]}")
+            raise InputError("labels", f"this model has no classes, got {list(labels)[:3]}")
         return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64, device="cpu")
 
     def labels_in(self, text: str) -> Tensor:
@@ -170,15 +170,16 @@ class DataSpec:
                 begins[stop] = found
         if len(parts) not in begins:
             if not all(part.strip() for part in parts):
-                raise InputError(f"labels: must be names or numbers like 3,cat, got {text!r}")
+                raise InputError("labels", f"must be names or numbers like 3,cat, got {text!r}")
             return self.label_indices(parts)  # which says what is wrong with one of them
         # With the longest and the shortest names from the end: the same if there is one way only.
         long, short = (self.label_indices(_cut(parts, begins, choose)) for choose in (min, max))
         if not torch.equal(long, short):
             ways = " or ".join(",".join(map(str, way.tolist())) for way in (long, short))
             raise InputError(
-                f"labels: {_shortened(text)!r} can be cut into names of classes in several ways, since some "
-                f"hold commas; write their numbers, {_shortened(ways)}"
+                "labels",
+                f"{_shortened(text)!r} can be cut into names of classes in several ways, since some "
+                f"hold commas; write their numbers, {_shortened(ways)}",
             )
         return long
 
@@ -192,8 +193,8 @@ class DataSpec:
             number = _number(label)
         except (TypeError, ValueError) as error:
             shown = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
-            raise InputError(f"labels: no class is named {label!r}; the classes are {shown}") from error
-        raise InputError(f"labels: {number} is outside 0 … {len(self.class_names) - 1}")
+            raise InputError("labels", f"no class is named {label!r}; the classes are {shown}") from error
+        raise InputError("labels", f"{number} is outside 0 … {len(self.class_names) - 1}")
 
     def _find(self, label: int | str) -> int | None:
         """The class that a name or a number means, None if there is none; a name goes before a number."""

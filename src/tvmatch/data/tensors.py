@@ -55,7 +55,7 @@ class TensorDataset(StoredDataset):
         self._labels, names = _checked_labels(labels, class_names, len(values))
         image = values.ndim == 4
         if horizontal_flip and not image:
-            raise InputError("horizontal_flip: only images can be mirrored, these are points")
+            raise InputError("horizontal_flip", "only images can be mirrored, these are points")
         size = values.shape[1]
         spec = DataSpec(
             kind="image" if image else "points",
@@ -88,25 +88,27 @@ class TensorDataset(StoredDataset):
 def _checked_values(values: Tensor) -> Tensor:
     """The values on the CPU, as uint8 or float32, or an `InputError` that says what is wrong with them."""
     if not isinstance(values, Tensor):
-        raise InputError(f"values: must be a torch.Tensor, got {type(values).__name__}")
+        raise InputError("values", f"must be a torch.Tensor, got {type(values).__name__}")
     if values.ndim not in (2, 4):
         raise InputError(
-            f"values: must be (N, C, H, W) images or (N, D) points, got shape {tuple(values.shape)}"
+            "values", f"must be (N, C, H, W) images or (N, D) points, got shape {tuple(values.shape)}"
         )
     if values.numel() == 0:
-        raise InputError(f"values: there are no elements, the shape is {tuple(values.shape)}")
+        raise InputError("values", f"there are no elements, the shape is {tuple(values.shape)}")
     values = values.detach().cpu()
     if values.dtype == torch.uint8 and values.ndim == 4:
         return values
     if not values.is_floating_point():
-        raise InputError(f"values: must be floating point, or uint8 for images, got {values.dtype}")
+        raise InputError("values", f"must be floating point, or uint8 for images, got {values.dtype}")
     values = values.float()  # before the checks: a float64 may overflow in float32
     finite = values.isfinite().flatten(1).all(1)
     if not finite.all():
-        raise InputError(f"values: element {int(finite.int().argmin())} holds a number that is not finite")
+        raise InputError("values", f"element {int(finite.int().argmin())} holds a number that is not finite")
     low, high = values.aminmax()
     if values.ndim == 4 and (low < 0 or high > 1):
-        raise InputError(f"values: pixels must lie in [0, 1], they lie in [{low.item():g}, {high.item():g}]")
+        raise InputError(
+            "values", f"pixels must lie in [0, 1], they lie in [{low.item():g}, {high.item():g}]"
+        )
     return values
 
 
@@ -116,27 +118,27 @@ def _checked_labels(
     """Labels as int64 of shape (count,) and the names of the classes, or an `InputError`."""
     if labels is None:
         if class_names is not None:
-            raise InputError("class_names: there are names but no labels")
+            raise InputError("class_names", "there are names but no labels")
         return None, None
     if isinstance(class_names, str):  # of which Python would make a class a letter
-        raise InputError(f"class_names: must be one name a class, got the text {class_names!r}")
+        raise InputError("class_names", f"must be one name a class, got the text {class_names!r}")
     if class_names is not None:
         # The order of a mapping from names to numbers, or of a set, need not be that of the numbers.
         if isinstance(class_names, bytes | Mapping | Set) or not isinstance(class_names, Iterable):
-            raise InputError(f"class_names: must be one name a class, got {reprlib.repr(class_names)}")
+            raise InputError("class_names", f"must be one name a class, got {reprlib.repr(class_names)}")
         class_names = tuple(class_names)
         if not class_names:
-            raise InputError("class_names: there are labels but no names")
+            raise InputError("class_names", "there are labels but no names")
     numbers = _class_numbers(labels)
     if numbers.shape != (count,):
         raise InputError(
-            f"labels: there must be one for each of the {count} elements, got shape {tuple(numbers.shape)}"
+            "labels", f"there must be one for each of the {count} elements, got shape {tuple(numbers.shape)}"
         )
     low, high = int(numbers.min()), int(numbers.max())
     most = MOST_CLASSES if class_names is None else len(class_names)
     if low < 0 or high >= most:
         wrong = low if low < 0 else high
-        raise InputError(f"labels: {wrong} is {'negative' if wrong < 0 else f'outside 0 … {most - 1}'}")
+        raise InputError("labels", f"{wrong} is {'negative' if wrong < 0 else f'outside 0 … {most - 1}'}")
     names = tuple(str(number) for number in range(high + 1)) if class_names is None else class_names
     return numbers, names
 
@@ -151,10 +153,10 @@ def _class_numbers(labels: Labels) -> Tensor:
         labels = torch.from_numpy(labels.astype(np.int64))  # PyTorch computes little with unsigned numbers
     if isinstance(labels, Tensor):
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise InputError(f"labels: must be integers, got {labels.dtype}")
+            raise InputError("labels", f"must be integers, got {labels.dtype}")
         return labels.detach().cpu().long()
     if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable):
-        raise InputError(f"labels: must be integers, one an element, got {reprlib.repr(labels)}")
+        raise InputError("labels", f"must be integers, one an element, got {reprlib.repr(labels)}")
     numbers = []
     for place, label in enumerate(labels):
         try:
@@ -163,6 +165,6 @@ def _class_numbers(labels: Labels) -> Tensor:
         except (TypeError, ValueError):  # ValueError: a tensor of several
             number = None
         if number is None or abs(number) >= 2**63:
-            raise InputError(f"labels: must be integers, that of element {place} is {reprlib.repr(label)}")
+            raise InputError("labels", f"must be integers, that of element {place} is {reprlib.repr(label)}")
         numbers.append(number)
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")

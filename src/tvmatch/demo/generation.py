@@ -82,11 +82,11 @@ class Demonstration:
         spec = self.model.spec
         if spec.kind == "latents" and not self.model.gives_images:
             raise InputError(
-                "autoencoder: this model generates latents, which only an autoencoder makes images"
+                "autoencoder", "this model generates latents, which only an autoencoder makes images"
             )
         if spec.kind == "points" and spec.shape != (2,):
             raise InputError(
-                f"checkpoint: only points in the plane can be shown, these have {spec.shape[0]} numbers"
+                "checkpoint", f"only points in the plane can be shown, these have {spec.shape[0]} numbers"
             )
 
     @property
@@ -116,10 +116,10 @@ class Demonstration:
         """
         spec = self.model.spec
         if not steps:
-            raise InputError("steps: choose at least one number of steps")
+            raise InputError("steps", "choose at least one number of steps")
         numbers = {_whole_number("steps", number, 1, MAX_STEPS) for number in steps}
         if not isinstance(guidance, int | float | None):
-            raise InputError(f"guidance: must be a number, got {guidance!r}")
+            raise InputError("guidance", f"must be a number, got {guidance!r}")
         return Request(
             label=None if label is None else int(spec.label_indices([label])[0]),
             seed=_whole_number("seed", seed, 0, MAX_SEED),
@@ -163,7 +163,7 @@ class Demonstration:
             )
         except torch.OutOfMemoryError:
             raise InputError(
-                f"{self.unit}: {request.count} do not fit into the memory of {self.model.device}"
+                self.unit, f"{request.count} do not fit into the memory of {self.model.device}"
             ) from None
         finally:
             self.drawing = False
@@ -181,7 +181,7 @@ class Demonstration:
     def _points_picture(self, points: Tensor) -> Image.Image:
         """Dots in a square about the mean of the data, the same one whatever the samples."""
         if not points.isfinite().all():
-            raise InputError("points: a coordinate is not finite")
+            raise InputError("points", "a coordinate is not finite")
         (x, y), half = self.model.spec.mean, _WINDOW * max(self.model.spec.std)
         figure = Figure(figsize=(4, 4), dpi=120, facecolor="white")
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -232,7 +232,7 @@ def _whole_number(name: str, value: Any, low: int, high: int) -> int:
         number = low - 1
     if not low <= number <= high or isinstance(value, bool):
         shown = "nothing" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)
-        raise InputError(f"{name}: must be a whole number from {low} to {high}, got {shown}")
+        raise InputError(name, f"must be a whole number from {low} to {high}, got {shown}")
     return number
 
 

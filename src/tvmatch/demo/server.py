@@ -21,18 +21,18 @@ def listen(host: str, port: int) -> socket.socket:
         InputError: if the port is taken or not allowed, or the host is not this machine's.
     """
     if not 0 <= port <= 65535:
-        raise InputError(f"port: must be from 0 to 65535, got {port}")
+        raise InputError("port", f"must be from 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                f"port: {port} is in use on {host}; give another, or 0 for any free one"
+                "port", f"{port} is in use on {host}; give another, or 0 for any free one"
             ) from None
         if error.errno == errno.EACCES:
-            raise InputError(f"port: {port} is not allowed to you; give one above 1023") from None
-        raise InputError(f"host: cannot listen on {host!r} ({error.strerror or error})") from None
+            raise InputError("port", f"{port} is not allowed to you; give one above 1023") from None
+        raise InputError("host", f"cannot listen on {host!r} ({error.strerror or error})") from None
 
 
 def url(listening: socket.socket) -> str:

@@ -34,7 +34,7 @@ ROUNDING: dict[Uint8, str] = {
 def check_uint8(rule: str) -> None:
     """Raise InputError unless `rule` is one of `Uint8`."""
     if rule not in ROUNDING:
-        raise InputError(f"uint8: must be {' or '.join(ROUNDING)}, got {rule!r}")
+        raise InputError("uint8", f"must be {' or '.join(ROUNDING)}, got {rule!r}")
 
 
 def as_uint8(images: Tensor, rule: Uint8 = "round") -> Tensor:
@@ -47,10 +47,10 @@ def as_uint8(images: Tensor, rule: Uint8 = "round") -> Tensor:
     """
     check_uint8(rule)
     if images.ndim != 4:
-        raise InputError(f"images: must have shape (B, C, H, W), got {tuple(images.shape)}")
+        raise InputError("images", f"must have shape (B, C, H, W), got {tuple(images.shape)}")
     broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
     if broken:
-        raise InputError(f"images: {broken} of {len(images)} have a pixel that is not finite")
+        raise InputError("images", f"{broken} of {len(images)} have a pixel that is not finite")
     levels = images.detach().cpu().mul(255)
     levels = levels.round_() if rule == "round" else levels.floor_()
     return levels.clamp_(0, 255).to(torch.uint8)
@@ -65,7 +65,7 @@ def to_bytes(images: Tensor, rule: Uint8 = "round") -> Tensor:
         InputError: for another number of channels, or a pixel that is not finite.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise InputError(f"images: must have shape (B, 1 or 3, H, W), got {tuple(images.shape)}")
+        raise InputError("images", f"must have shape (B, 1 or 3, H, W), got {tuple(images.shape)}")
     return as_uint8(images, rule).expand(-1, 3, -1, -1).contiguous()
 
 
@@ -88,11 +88,13 @@ def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes
     sizes = []
     for name, values in features._asdict().items():
         if values is not None and (values.ndim != 2 or values.shape[0] != 1 or values.shape[1] < 1):
-            raise InputError(f"extractor: its {name} features of one image have shape {tuple(values.shape)}")
+            raise InputError(
+                "extractor", f"its {name} features of one image have shape {tuple(values.shape)}"
+            )
         sizes.append(None if values is None else values.shape[1])
     pooled, spatial, logits = sizes
     if pooled is None:
-        raise InputError(f"extractor: {extractor.name} gives no pooled features")
+        raise InputError("extractor", f"{extractor.name} gives no pooled features")
     return FeatureSizes(pooled, spatial, logits)
 
 
@@ -168,9 +170,9 @@ def collect(
         InputError: for a batch size < 1, fewer than 2 images, or features that are not finite.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+        raise InputError("batch_size", f"must be at least 1, got {batch_size}")
     if count < 2:
-        raise InputError(f"samples: must be at least 2, got {count}")
+        raise InputError("samples", f"must be at least 2, got {count}")
     pooled = RunningGaussian(sizes.pooled)
     spatial = RunningGaussian(sizes.spatial or 0)
     vectors = [torch.zeros(0, sizes.pooled, dtype=torch.float32, device="cpu")]

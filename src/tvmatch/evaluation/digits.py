@@ -73,9 +73,9 @@ def evaluate_digits(
     """
     check_steps(steps)
     if draws < 1:
-        raise InputError(f"draws: must be at least 1, got {draws}")
+        raise InputError("draws", f"must be at least 1, got {draws}")
     if reference_split not in ("held_out", "validation"):
-        raise InputError(f"reference_split: must be 'held_out' or 'validation', got {reference_split!r}")
+        raise InputError("reference_split", f"must be 'held_out' or 'validation', got {reference_split!r}")
     real, aside = digits("train" if reference_split == "held_out" else "fit"), digits(reference_split)
     images, labels = aside.take(len(aside), seed=0)  # all of them
     assert labels is not None

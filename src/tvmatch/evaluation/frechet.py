@@ -91,11 +91,11 @@ def fit_gaussian(features: Tensor) -> GaussianStatistics:
         InputError: if `features` is not of shape (n ≥ 2, d ≥ 1) or has a non-finite entry.
     """
     if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise InputError(f"features: must have shape (n ≥ 2, d ≥ 1), got {tuple(features.shape)}")
+        raise InputError("features", f"must have shape (n ≥ 2, d ≥ 1), got {tuple(features.shape)}")
     features = features.detach().to("cpu", torch.float64)
     broken = int((~features.isfinite()).any(dim=1).sum())
     if broken:
-        raise InputError(f"features: {broken} of {len(features)} vectors have a non-finite entry")
+        raise InputError("features", f"{broken} of {len(features)} vectors have a non-finite entry")
     mean = features.mean(dim=0)
     centred = features - mean
     factor = centred.div_((len(features) - 1) ** 0.5).T
@@ -119,7 +119,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
         InputError: if the two have different numbers of features.
     """
     if a.mean.shape != b.mean.shape:
-        raise InputError(f"features: the two sets have {len(a.mean)} and {len(b.mean)} features a vector")
+        raise InputError("features", f"the two sets have {len(a.mean)} and {len(b.mean)} features a vector")
     between_means = (a.mean - b.mean).square().sum()
     cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
     distance = between_means + a.trace + b.trace - 2 * cross

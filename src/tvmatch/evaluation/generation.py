@@ -44,7 +44,7 @@ def generate(sample: Sampler, like: Tensor, labels: Tensor | None, *, steps: int
     seconds = perf_counter() - start
     if values.shape != like.shape:
         raise InputError(
-            f"sample: gave {tuple(values.shape)}, the data to compare with have shape {tuple(like.shape)}"
+            "sample", f"gave {tuple(values.shape)}, the data to compare with have shape {tuple(like.shape)}"
         )
     return Generated(values, seconds)
 
@@ -52,4 +52,4 @@ def generate(sample: Sampler, like: Tensor, labels: Tensor | None, *, steps: int
 def check_steps(steps: Sequence[int]) -> None:
     """Raise InputError unless `steps` is a non-empty sequence of positive numbers of steps."""
     if not steps or min(steps) < 1:
-        raise InputError(f"steps: must be one or more numbers ≥ 1, got {list(steps)}")
+        raise InputError("steps", f"must be one or more numbers ≥ 1, got {list(steps)}")

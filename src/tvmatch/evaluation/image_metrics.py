@@ -166,16 +166,16 @@ def check_request(
     """
     if not model.gives_images:
         hint = "; it needs its autoencoder" if model.spec.kind == "latents" else ""
-        raise InputError(f"model: must give images, this one gives {model.spec.kind}{hint}")
+        raise InputError("model", f"must give images, this one gives {model.spec.kind}{hint}")
     check_steps(steps)
     if metrics is not None and (not metrics or not set(metrics) <= set(METRICS)):
-        raise InputError(f"metrics: must be among {', '.join(METRICS)}, got {', '.join(metrics) or 'none'}")
+        raise InputError("metrics", f"must be among {', '.join(METRICS)}, got {', '.join(metrics) or 'none'}")
     if count < 2:
-        raise InputError(f"samples: must be at least 2, got {count}")
+        raise InputError("samples", f"must be at least 2, got {count}")
     if seed < 0:
-        raise InputError(f"seed: must not be negative, got {seed}")
+        raise InputError("seed", f"must not be negative, got {seed}")
     if batch_size < 1:
-        raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+        raise InputError("batch_size", f"must be at least 1, got {batch_size}")
     check_uint8(uint8)
     sample_labels(model, labels_from, seed)
     if guidance is None:
@@ -184,9 +184,9 @@ def check_request(
     for weight in guidance:
         if not (low <= weight <= high or math.isclose(weight, low)):
             trained = f"for {low:g} to {high:g}" if low < high else f"at the one weight {low:g}"
-            raise InputError(f"guidance: this model was trained {trained}, got {weight:g}")
+            raise InputError("guidance", f"this model was trained {trained}, got {weight:g}")
     if not guidance or len(set(guidance)) < len(guidance):
-        raise InputError(f"guidance: must be one or more different weights, got {list(guidance)}")
+        raise InputError("guidance", f"must be one or more different weights, got {list(guidance)}")
 
 
 def _default_guidance(model: TrainedModel) -> list[float]:
@@ -222,11 +222,11 @@ def _chosen(
         lacking["is"] = f"{extractor.name} gives no class probabilities"
     if metrics is None and reference is None:
         raise InputError(
-            "reference: name one; without it only the Inception Score can be computed (metrics is)"
+            "reference", "name one; without it only the Inception Score can be computed (metrics is)"
         )
     for name in metrics or ():
         if name in lacking:
-            raise InputError(f"metrics: {name} cannot be computed, {lacking[name]}")
+            raise InputError("metrics", f"{name} cannot be computed, {lacking[name]}")
     return tuple(name for name in METRICS if name not in lacking and (metrics is None or name in metrics))
 
 
@@ -234,13 +234,14 @@ def _check_reference(reference: Reference, extractor: Extractor, sizes: FeatureS
     """Refuse statistics of other features."""
     if len(reference.pooled.mean) != sizes.pooled:
         raise InputError(
-            f"reference: holds statistics of {len(reference.pooled.mean)} features, "
-            f"{extractor.name} gives {sizes.pooled}"
+            "reference",
+            f"holds statistics of {len(reference.pooled.mean)} features, "
+            f"{extractor.name} gives {sizes.pooled}",
         )
     theirs, ours = reference.provenance.get("extractor_fingerprint"), extractor.fingerprint
     if theirs is not None and theirs != ours:
         raise InputError(
-            f"reference: was computed with the extractor {theirs[:12]}…, this one is {ours[:12]}…"
+            "reference", f"was computed with the extractor {theirs[:12]}…, this one is {ours[:12]}…"
         )
 
 

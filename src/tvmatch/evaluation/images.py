@@ -48,9 +48,9 @@ def evaluate_images(
     """
     check_steps(steps)
     if dataset.spec.kind != "image":
-        raise InputError(f"dataset: must hold images, it holds data of kind {dataset.spec.kind!r}")
+        raise InputError("dataset", f"must hold images, it holds data of kind {dataset.spec.kind!r}")
     if count < 2:
-        raise InputError(f"count: must be at least 2, got {count}")
+        raise InputError("count", f"must be at least 2, got {count}")
     real = dataset.take(2 * count, fold(seed, "real"))
     reference_images = real.values[:count]
     labels = None if real.labels is None else real.labels[:count]
@@ -58,7 +58,9 @@ def evaluate_images(
 
     real_frechet = frechet_distance(fit_gaussian(real.values[count:].flatten(1)), reference)
     if real_frechet == 0:
-        raise InputError(f"dataset: the {2 * count} images taken are all alike, there is nothing to measure")
+        raise InputError(
+            "dataset", f"the {2 * count} images taken are all alike, there is nothing to measure"
+        )
 
     report = on_progress or (lambda done, total: None)
     result: dict[str, Any] = {"real_frechet": real_frechet, "nfe": {}}

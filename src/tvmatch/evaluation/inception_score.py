@@ -31,11 +31,11 @@ def inception_score(logits: Tensor, splits: int = 10) -> InceptionScore:
         InputError: for fewer images than splits, another shape, or a logit that is not finite.
     """
     if logits.ndim != 2 or logits.shape[1] < 1:
-        raise InputError(f"logits: must have shape (n, K ≥ 1), got {tuple(logits.shape)}")
+        raise InputError("logits", f"must have shape (n, K ≥ 1), got {tuple(logits.shape)}")
     if not 1 <= splits <= len(logits):
-        raise InputError(f"splits: must be within 1 … {len(logits)} images, got {splits}")
+        raise InputError("splits", f"must be within 1 … {len(logits)} images, got {splits}")
     if not logits.isfinite().all():
-        raise InputError("logits: there is a non-finite entry")
+        raise InputError("logits", "there is a non-finite entry")
     scores = []
     for split in range(splits):
         part = logits[split * len(logits) // splits : (split + 1) * len(logits) // splits]

@@ -46,16 +46,17 @@ def precision_recall(
     """
     sets = {"generated": generated, "real": real}
     if neighbours < 1:
-        raise InputError(f"neighbours: must be at least 1, got {neighbours}")
+        raise InputError("neighbours", f"must be at least 1, got {neighbours}")
     for name, vectors in sets.items():
         if vectors.ndim != 2 or len(vectors) <= neighbours:
             raise InputError(
-                f"{name} features: must be more than {neighbours} vectors, got shape {tuple(vectors.shape)}"
+                f"{name} features",
+                f"must be more than {neighbours} vectors, got shape {tuple(vectors.shape)}",
             )
         if not vectors.isfinite().all():
-            raise InputError(f"{name} features: there is a non-finite entry")
+            raise InputError(f"{name} features", "there is a non-finite entry")
     if generated.shape[1] != real.shape[1]:
-        raise InputError(f"features: the two sets have {generated.shape[1]} and {real.shape[1]} a vector")
+        raise InputError("features", f"the two sets have {generated.shape[1]} and {real.shape[1]} a vector")
     place = torch.device(device)
     place = torch.device("cpu") if place.type == "mps" else place
     # Distances do not change, and the norms that limit their precision become smaller.

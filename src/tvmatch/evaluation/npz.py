@@ -29,14 +29,14 @@ class NpzReader:
 
     Args:
         path: the file.
-        what: how to name it in messages.
+        subject: the argument that named it, for messages.
 
     Raises:
         InputError: if it is no .npz file, or damaged; also from every method.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
-        self._what = what
+    def __init__(self, path: Path, subject: str) -> None:
+        self._subject, self._path = subject, path
         expect_no_lfs_pointer(path)
         with self._readable():
             self._archive = zipfile.ZipFile(path)
@@ -78,7 +78,8 @@ class NpzReader:
         (shape, dtype), by_columns = self._kinds[name]
         if by_columns:
             raise InputError(
-                f"{self._what}: {name} is stored in Fortran order, which cannot be read in parts"
+                self._subject,
+                f"{self._path}: {name} is stored in Fortran order, which cannot be read in parts",
             )
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         with self._archive.open(f"{name}.npy") as stream:
@@ -99,7 +100,9 @@ class NpzReader:
             kind, by_columns = _read_header(stream)
             stored = self._archive.getinfo(member).file_size - stream.tell()
         if kind.dtype.hasobject:
-            raise InputError(f"{self._what}: {member} holds Python objects, which are not read")
+            raise InputError(
+                self._subject, f"{self._path}: {member} holds Python objects, which are not read"
+            )
         claimed = math.prod(kind.shape) * kind.dtype.itemsize
         if claimed != stored:
             raise ValueError(f"{member} has {stored} bytes, its shape {kind.shape} needs {claimed}")
@@ -113,7 +116,7 @@ class NpzReader:
             raise
         except Exception as error:  # a dozen kinds, of zipfile, zlib, struct, tokenize and NumPy
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"{self._what}: not a readable .npz file ({reason})") from error
+            raise InputError(self._subject, f"{self._path}: not a readable .npz file ({reason})") from error
 
 
 def _read_header(stream: IO[bytes]) -> tuple[ArrayKind, bool]:

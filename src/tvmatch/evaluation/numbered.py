@@ -41,9 +41,9 @@ def sample_labels(model: TrainedModel, labels_from: LabelsFrom | None, seed: int
     if labels_from is None:
         return labels_in_turn(range(count) if count else None)
     if labels_from not in get_args(LabelsFrom):
-        raise InputError(f"labels_from: must be {' or '.join(get_args(LabelsFrom))}, got {labels_from!r}")
+        raise InputError("labels_from", f"must be {' or '.join(get_args(LabelsFrom))}, got {labels_from!r}")
     if count == 0:
-        raise InputError(f"labels_from: this model has no classes, got {labels_from}")
+        raise InputError("labels_from", f"this model has no classes, got {labels_from}")
     ends = list(accumulate([1] * count if labels_from == "uniform" else _class_counts(model)))
 
     def drawn(numbers: range) -> list[int]:
@@ -58,14 +58,16 @@ def _class_counts(model: TrainedModel) -> list[int]:
     counts: Any = model.provenance.get("class_counts")
     if counts is None:
         raise InputError(
-            "labels_from: this checkpoint does not record how many elements each class had in training (nor "
-            "do imported ones and those of earlier versions); uniform draws all classes alike"
+            "labels_from",
+            "this checkpoint does not record how many elements each class had in training (nor "
+            "do imported ones and those of earlier versions); uniform draws all classes alike",
         )
     whole = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
     if not whole or len(counts) != model.spec.class_count or sum(counts) == 0:
         raise InputError(
-            f"labels_from: the class_counts of the checkpoint are no numbers of elements of "
-            f"{model.spec.class_count} classes"
+            "labels_from",
+            "the class_counts of the checkpoint are no numbers of elements of "
+            f"{model.spec.class_count} classes",
         )
     return list(counts)
 

@@ -49,10 +49,10 @@ def evaluate_points(
     """
     check_steps(steps)
     if dataset.spec.kind != "points":
-        raise InputError(f"dataset: must hold points, it holds data of kind {dataset.spec.kind!r}")
+        raise InputError("dataset", f"must hold points, it holds data of kind {dataset.spec.kind!r}")
     for name, number in (("count", count), ("draws", draws)):
         if number < 1:
-            raise InputError(f"{name}: must be at least 1, got {number}")
+            raise InputError(name, f"must be at least 1, got {number}")
     report = on_progress or (lambda done, total: None)
     real_distances: list[float] = []
     distances: dict[int, list[float]] = {step_count: [] for step_count in steps}

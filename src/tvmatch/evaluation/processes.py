@@ -105,8 +105,9 @@ def joined_processes() -> Iterator[Processes]:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"WORLD_SIZE: {os.environ['WORLD_SIZE']}, but the processes cannot be joined "
-            f"({str(error).splitlines()[0]}); start them with torchrun"
+            "WORLD_SIZE",
+            f"{os.environ['WORLD_SIZE']}, but the processes cannot be joined "
+            f"({str(error).splitlines()[0]}); start them with torchrun",
         ) from error
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())

@@ -108,7 +108,7 @@ def load_reference(
             of another number of features or another extractor, not finite or not symmetric; a batch size < 1.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size: must be at least 1, got {batch_size}")
+        raise InputError("batch_size", f"must be at least 1, got {batch_size}")
     work = _Work(
         extractor,
         feature_sizes(extractor, shape[1], shape[2]),
@@ -122,7 +122,7 @@ def load_reference(
     local = Path(path).expanduser()
     if is_array_file(path):
         if not local.is_file():
-            raise InputError(f"reference: {path}: no such file")
+            raise InputError("reference", f"{path}: no such file")
         return _from_npz(local, work) if local.suffix.lower() == ".npz" else _from_pickle(local, work)
     return _from_images(path, split, crop, work)
 
@@ -142,11 +142,12 @@ def _from_pickle(path: Path, work: _Work) -> Reference | None:
 def _from_npz(path: Path, work: _Work) -> Reference | None:
     """Statistics as the file has them; features of its images where they are needed besides."""
     fingerprint = reference_files.hash_file(path) if work.processes.is_first else None
-    with NpzReader(path, f"reference: {path}") as file:
+    with NpzReader(path, "reference") as file:
         if "mu" not in file and "arr_0" not in file:
             raise InputError(
-                f"reference: {path} holds neither statistics (mu, sigma) nor images (arr_0), but "
-                f"{', '.join(file.names[:6]) or 'nothing'}"
+                "reference",
+                f"{path} holds neither statistics (mu, sigma) nor images (arr_0), but "
+                f"{', '.join(file.names[:6]) or 'nothing'}",
             )
         stored = None
         if "mu" in file:
@@ -215,9 +216,9 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
         def batch(numbers: range) -> Tensor:
             read = next(decoded)  # they are asked for in turn
             if read.problems:
-                raise InputError(f"reference: {read.problems[0]}")
+                raise InputError("reference", read.problems[0])
             if read.values is None or read.values.dtype != torch.uint8:
-                raise InputError(f"reference: {path} holds latents, it must hold images")
+                raise InputError("reference", f"{path} holds latents, it must hold images")
             return read.values.float() / 255
 
         with read_batches(source, own, (height, width), crop, workers, channels) as decoded:
@@ -247,7 +248,7 @@ def _computed(
         return found
     with images() as (source, count):
         if count < 2:
-            raise InputError(f"reference: {facts['source']} holds {count} images, at least 2 are needed")
+            raise InputError("reference", f"{facts['source']} holds {count} images, at least 2 are needed")
         collected = collect(
             source,
             count,
@@ -277,10 +278,10 @@ def _computed(
 def _from_cache(path: Path, facts: Mapping[str, Any], work: _Work) -> Reference | None:
     """What the cache has of these facts; None if it has nothing readable, or no features where asked."""
     try:
-        with NpzReader(path, str(path)) as file:
+        with NpzReader(path, "reference") as file:
             reference = reference_files.read_npz(file, path, None, work.extractor, work.sizes, work.shape)
     except InputError as error:
-        _LOGGER.warning("reference statistics are computed again: %s", error)
+        _LOGGER.warning("reference statistics are computed again: %s", error.message)
         return None
     if work.with_vectors and reference.vectors is None:
         return None

@@ -102,8 +102,9 @@ def read_npz(
         for name, fact in extractor_facts(extractor, shape).items():
             if provenance.get(name) != fact:
                 raise InputError(
-                    f"reference: {path} was computed with {name.replace('_', ' ')} "
-                    f"{_short(provenance.get(name))}, this evaluation has {_short(fact)}"
+                    "reference",
+                    f"{path} was computed with {name.replace('_', ' ')} "
+                    f"{_short(provenance.get(name))}, this evaluation has {_short(fact)}",
                 )
     pooled = _read_statistics(file, path, "mu", "sigma", sizes.pooled)
     spatial, vectors = None, None
@@ -112,7 +113,7 @@ def read_npz(
     if "provenance" in file and "features" in file:
         shape_, dtype = file.kind("features")
         if dtype != np.float32 or len(shape_) != 2 or shape_[1] != sizes.pooled:
-            raise InputError(f"reference: {path}: its features are {dtype} of shape {shape_}")
+            raise InputError("reference", f"{path}: its features are {dtype} of shape {shape_}")
         vectors = torch.from_numpy(file.array("features"))
     return Reference(pooled, spatial, vectors, provenance.get("images"), provenance)
 
@@ -126,7 +127,7 @@ def _own_provenance(file: NpzReader, path: Path) -> dict[str, Any]:
         if not isinstance(provenance, dict) or not isinstance(provenance.get("images"), int):
             raise ValueError("no number of images")
     except ValueError as error:
-        raise InputError(f"reference: {path}: its provenance is not readable ({error})") from None
+        raise InputError("reference", f"{path}: its provenance is not readable ({error})") from None
     return provenance
 
 
@@ -140,16 +141,18 @@ def _read_statistics(
     """Mean and covariance, after a look at their sizes."""
     for name, shape in ((mean, (features,)), (covariance, (features, features))):
         if name not in file:
-            raise InputError(f"reference: {path} has {mean} but no {covariance}")
-        _check_kind(file.kind(name), shape, f"reference: {path}: {name}")
-    return checked_statistics(file.array(mean), file.array(covariance), f"reference: {path}")
+            raise InputError("reference", f"{path} has {mean} but no {covariance}")
+        _check_kind(file.kind(name), shape, f"{path}: {name}")
+    return checked_statistics(file.array(mean), file.array(covariance), str(path))
 
 
 def _check_kind(kind: ArrayKind, shape: tuple[int, ...], what: str) -> None:
     if kind.shape != shape:
-        raise InputError(f"{what} has shape {kind.shape}, the extractor's features make it {shape}")
+        raise InputError(
+            "reference", f"{what} has shape {kind.shape}, the extractor's features make it {shape}"
+        )
     if kind.dtype.kind != "f":
-        raise InputError(f"{what} holds {kind.dtype}, not floating-point numbers")
+        raise InputError("reference", f"{what} holds {kind.dtype}, not floating-point numbers")
 
 
 def checked_statistics(mean: NDArray[Any], covariance: NDArray[Any], what: str) -> GaussianStatistics:
@@ -160,14 +163,17 @@ def checked_statistics(mean: NDArray[Any], covariance: NDArray[Any], what: str) 
     """
     mu, sigma = (torch.from_numpy(np.array(x, np.float64)) for x in (mean, covariance))
     if not mu.isfinite().all() or not sigma.isfinite().all():
-        raise InputError(f"{what}: its statistics hold a number that is not finite")
+        raise InputError("reference", f"{what}: its statistics hold a number that is not finite")
     scale = float(sigma.abs().max())
     asymmetry = float((sigma - sigma.T).abs().max())
     if asymmetry > _ASYMMETRY * scale:
-        raise InputError(f"{what}: its covariance is not symmetric, entries differ by {asymmetry:.3g}")
+        raise InputError(
+            "reference", f"{what}: its covariance is not symmetric, entries differ by {asymmetry:.3g}"
+        )
     if float(sigma.diagonal().min()) < 0:
         raise InputError(
-            f"{what}: its covariance has a negative variance, {float(sigma.diagonal().min()):.3g}"
+            "reference",
+            f"{what}: its covariance has a negative variance, {float(sigma.diagonal().min()):.3g}",
         )
     return GaussianStatistics(mu, (sigma + sigma.T) / 2)
 
@@ -181,12 +187,12 @@ def check_batch(file: NpzReader, path: Path, shape: tuple[int, ...]) -> ArrayKin
     kind = file.kind("arr_0")
     if kind.dtype != np.uint8 or len(kind.shape) != 4 or kind.shape[3] != 3:
         raise InputError(
-            f"reference: {path}: arr_0 must be uint8 images (N, H, W, 3), got {kind.dtype} of shape "
-            f"{kind.shape}"
+            "reference",
+            f"{path}: arr_0 must be uint8 images (N, H, W, 3), got {kind.dtype} of shape {kind.shape}",
         )
     if kind.shape[1:3] != tuple(shape[1:]):
         theirs, ours = ("×".join(map(str, sizes)) for sizes in (kind.shape[1:3], shape[1:]))
-        raise InputError(f"reference: {path} holds images of {theirs} pixels, the samples have {ours}")
+        raise InputError("reference", f"{path} holds images of {theirs} pixels, the samples have {ours}")
     return kind
 
 
@@ -197,30 +203,37 @@ def read_pickle(path: Path, extractor: Extractor, sizes: FeatureSizes) -> Refere
         InputError: for an extractor that these files know nothing of, a missing entry, a pickle that holds
             more than arrays, and as for `checked_statistics`.
     """
-    what = f"reference: {path}"
     key = _PICKLE_KEYS.get(extractor.name)
     if key is None:
         raise InputError(
-            f"{what}: such files have statistics of inception and dinov2, not of {extractor.name}"
+            "reference",
+            f"{path}: such files have statistics of inception and dinov2, not of {extractor.name}",
         )
-    content = restricted_load(path, {**CONTAINERS, **NUMPY_ARRAYS}, what=what)
+    try:
+        content = restricted_load(path, {**CONTAINERS, **NUMPY_ARRAYS}, what=str(path))
+    except InputError as error:
+        raise error.within("reference") from None
     entry = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         keys = sorted(map(str, content))[:8] if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{what}: it has no entry {key!r} for the extractor {extractor.name}, but {keys}")
+        raise InputError(
+            "reference", f"{path}: it has no entry {key!r} for the extractor {extractor.name}, but {keys}"
+        )
     arrays: dict[str, NDArray[Any]] = {}
     for name, shape in (("mu", (sizes.pooled,)), ("sigma", (sizes.pooled, sizes.pooled))):
         array = entry.get(name)
         if not isinstance(array, np.ndarray):
-            raise InputError(f"{what}: its entry {key!r} has no array {name!r}")
-        _check_kind(ArrayKind(array.shape, array.dtype), shape, f"{what}: {name}")
+            raise InputError("reference", f"{path}: its entry {key!r} has no array {name!r}")
+        _check_kind(ArrayKind(array.shape, array.dtype), shape, f"{path}: {name}")
         arrays[name] = array
     provenance = {
         "source": str(path),
         "kind": f"statistics {key} of unrecorded origin",
         "fingerprint": hash_file(path),
     }
-    return Reference(checked_statistics(arrays["mu"], arrays["sigma"], what), None, None, None, provenance)
+    return Reference(
+        checked_statistics(arrays["mu"], arrays["sigma"], str(path)), None, None, None, provenance
+    )
 
 
 def hash_file(path: Path) -> str:

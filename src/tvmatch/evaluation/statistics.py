@@ -64,10 +64,12 @@ class RunningGaussian:
             InputError: for another shape, or if an entry is not finite.
         """
         if features.ndim != 2 or features.shape[1] != len(self._mean):
-            raise InputError(f"features: must have shape (n, {len(self._mean)}), got {tuple(features.shape)}")
+            raise InputError(
+                "features", f"must have shape (n, {len(self._mean)}), got {tuple(features.shape)}"
+            )
         broken = int((~features.isfinite()).any(dim=1).sum())
         if broken:
-            raise InputError(f"features: {broken} of {len(features)} vectors have a non-finite entry")
+            raise InputError("features", f"{broken} of {len(features)} vectors have a non-finite entry")
         if len(features):
             self._waiting.append(features.detach().to("cpu", torch.float64, copy=True))
         if sum(map(len, self._waiting)) >= _ROWS:
@@ -80,7 +82,9 @@ class RunningGaussian:
             InputError: if they have another number of features.
         """
         if len(other.mean) != len(self._mean):
-            raise InputError(f"features: {len(other.mean)} features a vector are added to {len(self._mean)}")
+            raise InputError(
+                "features", f"{len(other.mean)} features a vector are added to {len(self._mean)}"
+            )
         if other.count:
             self._add_waiting()
             self._add(other.count, other.mean, other.rows)
@@ -102,7 +106,7 @@ class RunningGaussian:
         """
         seen = self.moments()
         if seen.count < 2:
-            raise InputError(f"features: a covariance needs at least 2 vectors, there are {seen.count}")
+            raise InputError("features", f"a covariance needs at least 2 vectors, there are {seen.count}")
         if not len(seen.scatter):
             return GaussianStatistics(seen.mean, factor=seen.rows.T / (seen.count - 1) ** 0.5)
         return GaussianStatistics(seen.mean, (seen.scatter + seen.scatter.T) / (2 * (seen.count - 1)))

@@ -30,7 +30,9 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
 
     points_a, points_b = _as_points("a", a), _as_points("b", b)
     if points_a.shape[1] != points_b.shape[1]:
-        raise InputError(f"points a: have {points_a.shape[1]} coordinates, points b have {points_b.shape[1]}")
+        raise InputError(
+            "points a", f"have {points_a.shape[1]} coordinates, points b have {points_b.shape[1]}"
+        )
     # Differences, not |a|² + |b|² − 2 a·b: that loses the digits of small distances.
     cost = np.zeros((len(points_a), len(points_b)))
     for axis in range(points_a.shape[1]):
@@ -47,7 +49,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
 
 def _as_points(name: str, points: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     if points.ndim != 2 or 0 in points.shape:
-        raise InputError(f"points {name}: must have shape (n ≥ 1, d ≥ 1), got {tuple(points.shape)}")
+        raise InputError(f"points {name}", f"must have shape (n ≥ 1, d ≥ 1), got {tuple(points.shape)}")
     if not points.isfinite().all():
-        raise InputError(f"points {name}: there is a non-finite coordinate")
+        raise InputError(f"points {name}", "there is a non-finite coordinate")
     return np.asarray(points.detach().to("cpu", torch.float64).numpy())

@@ -75,7 +75,7 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             places = f"as {first} and as {second}"
             if first == short and second.endswith(short):
                 places = f"with and without {second.removesuffix(short)!r}"
-            raise InputError(f"state_dict: {short} is there {places}")
+            raise InputError("state_dict", f"{short} is there {places}")
         full_names[short] = name
     # Levels that nobody listed are known by this tensor, if all others have them too.
     ends = [short for short in full_names if f".{short}".endswith(f".{PATCHES}")]
@@ -120,20 +120,22 @@ def network_from_authors(
     if not label_dropout:
         table = theirs.get(LABEL_TABLE)
         if table is None or table.ndim != 2 or not table.is_floating_point():
-            raise InputError("label_dropout: the network has no classes whose labels could be dropped")
+            raise InputError("label_dropout", "the network has no classes whose labels could be dropped")
         theirs[LABEL_TABLE] = torch.cat([table, table[:1]])  # whose last row is filled below
     architecture = _architecture(theirs, heads, rms_norm, qk_norm, modulation_norm)
     try:
         with torch.device("meta"):  # without memory until the tensors fit: their shapes may be anybody's
             network = DiT(*architecture)
     except RuntimeError:
-        raise InputError(f"state_dict: a DiT of impossible size, {architecture[0].size()}") from None
+        raise InputError("state_dict", f"a DiT of impossible size, {architecture[0].size()}") from None
     names = _names(network)
     expected = {*names.values(), "pos_embed"}
     if theirs.keys() != expected:
         missing, extra = sorted(expected - theirs.keys()), sorted(theirs.keys() - expected)
         there = f"; it has {some_of(expected & theirs.keys())}" if missing else ""
-        raise InputError(f"state_dict: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}{there}")
+        raise InputError(
+            "state_dict", f"missing tensors {missing[:3]}, unexpected tensors {extra[:3]}{there}"
+        )
 
     ours = {}
     for name, parameter in network.named_parameters():
@@ -142,8 +144,9 @@ def network_from_authors(
             tensor = tensor.flatten(1)  # a convolution with stride p is a linear map of patches
         if tensor.shape != parameter.shape or not tensor.is_floating_point():
             raise InputError(
-                f"state_dict: {names[name]} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"expected floating point of shape {tuple(parameter.shape)}"
+                "state_dict",
+                f"{names[name]} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"expected floating point of shape {tuple(parameter.shape)}",
             )
         ours[name] = tensor
     positions, expected_shape = theirs["pos_embed"], network.positions.shape
@@ -153,11 +156,11 @@ def network_from_authors(
     if not fits or not torch.allclose(
         positions.float(), position_table(*network.grid, expected_shape[-1]), atol=5e-3
     ):
-        raise InputError("state_dict: pos_embed is not the fixed sin-cos table of a square image")
+        raise InputError("state_dict", "pos_embed is not the fixed sin-cos table of a square image")
     dtypes = {tensor.dtype for tensor in (*ours.values(), positions)}
     if len(dtypes) > 1:
         raise InputError(
-            f"state_dict: its tensors differ in precision: {', '.join(sorted(map(str, dtypes)))}"
+            "state_dict", f"its tensors differ in precision: {', '.join(sorted(map(str, dtypes)))}"
         )
     network = network.to(positions.dtype).to_empty(device="cpu")
     network.load_state_dict(ours, strict=True)
@@ -188,7 +191,7 @@ def _architecture(
     """(config, image shape, class count) that the shapes of their tensors tell."""
     empty = [name for name, tensor in theirs.items() if tensor.numel() == 0]
     if empty:
-        raise InputError(f"state_dict: empty tensors {sorted(empty)[:3]}")
+        raise InputError("state_dict", f"empty tensors {sorted(empty)[:3]}")
     try:
         hidden_size, channels, patch_size, _ = theirs[PATCHES].shape
         side = math.isqrt(theirs["pos_embed"].shape[-2]) * patch_size
@@ -201,11 +204,12 @@ def _architecture(
             raise ValueError
     except KeyError as missing:
         there = some_of(theirs)
-        raise InputError(f"state_dict: missing tensor {missing.args[0]}; it has {there}") from None
+        raise InputError("state_dict", f"missing tensor {missing.args[0]}; it has {there}") from None
     except (ValueError, IndexError):
         raise InputError(
-            "state_dict: not the names and shapes of a DiT: x_embedder.proj.weight (C, channels, p, p), "
-            "pos_embed (1, N, C), blocks.0.mlp.fc1.weight (hidden, C), …"
+            "state_dict",
+            "not the names and shapes of a DiT: x_embedder.proj.weight (C, channels, p, p), "
+            "pos_embed (1, N, C), blocks.0.mlp.fc1.weight (hidden, C), …",
         ) from None
     config = DiTConfig(
         hidden_size=hidden_size,

@@ -82,8 +82,9 @@ class TVMPipeline(DiffusionPipeline):
         """
         if not isinstance(model.network, DiT):
             raise InputError(
-                f"model: a pipeline of diffusers is for images and their latents, not for {model.spec.kind} "
-                f"of a {type(model.network).__name__}"
+                "model",
+                f"a pipeline of diffusers is for images and their latents, not for {model.spec.kind} "
+                f"of a {type(model.network).__name__}",
             )
         if vae is None and model.spec.kind == "latents":
             vae = getattr(model.decoder, "network", None)
@@ -100,7 +101,7 @@ class TVMPipeline(DiffusionPipeline):
         """
         if self.transformer.dtype != torch.float32:
             raise InputError(
-                f"transformer: must be in torch.float32 for a trained model, got {self.transformer.dtype}"
+                "transformer", f"must be in torch.float32 for a trained model, got {self.transformer.dtype}"
             )
         decoder = None if self.vae is None else self._decode
         return replace(self._model, network=self.transformer.dit, decoder=decoder)
@@ -120,7 +121,7 @@ class TVMPipeline(DiffusionPipeline):
         """
         for name in ("custom_pipeline", "trust_remote_code"):
             if options.pop(name, None):
-                raise InputError(f"{name}: this pipeline runs no code of a repository")
+                raise InputError(name, "this pipeline runs no code of a repository")
         folder = Path(pretrained_model_name_or_path)
         names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         hub_options = {name: options.pop(name) for name in names if options.get(name) is not None}
@@ -143,7 +144,7 @@ class TVMPipeline(DiffusionPipeline):
             SafetensorError,
         ) as error:
             message = " ".join(str(error).split())
-            raise InputError(f"{folder}: not a pipeline that can be loaded ({message})") from None
+            raise InputError(folder, f"not a pipeline that can be loaded ({message})") from None
         return pipeline
 
     @classmethod
@@ -161,7 +162,7 @@ class TVMPipeline(DiffusionPipeline):
             InputError: if another format is asked for.
         """
         if not safe_serialization:
-            raise InputError("safe_serialization: weights are saved as safetensors alone, got False")
+            raise InputError("safe_serialization", "weights are saved as safetensors alone, got False")
         super().save_pretrained(str(save_directory), safe_serialization=True, **options)
 
     def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
@@ -170,7 +171,7 @@ class TVMPipeline(DiffusionPipeline):
         Raises:
             InputError: always; `enable_model_cpu_offload` and `enable_group_offload` work.
         """
-        raise InputError("sequential CPU offload: not possible here, use enable_group_offload")
+        raise InputError("sequential CPU offload", "not possible here, use enable_group_offload")
 
     @torch.no_grad()
     def __call__(
@@ -213,7 +214,9 @@ class TVMPipeline(DiffusionPipeline):
             batch_size = _whole("batch_size", batch_size)
         if class_labels is None and batch_size is None:
             if model.spec.class_names is not None:
-                raise InputError("class_labels: name a class for each image, or give a batch_size, got None")
+                raise InputError(
+                    "class_labels", "name a class for each image, or give a batch_size, got None"
+                )
             batch_size = 1
         if isinstance(class_labels, Tensor):
             class_labels = class_labels.tolist()
@@ -242,36 +245,36 @@ class TVMPipeline(DiffusionPipeline):
         given = {"generator": generator, "latents": latents, "seed": seed}
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
-            raise InputError(f"{names[1]}: give one source of noise, not {names[0]} as well")
+            raise InputError(names[1], f"give one source of noise, not {names[0]} as well")
         shape, device = (count, *self._model.spec.shape), self._execution_device
         if latents is not None:
             if latents.shape != shape:
-                raise InputError(f"latents: must have shape {shape}, got {tuple(latents.shape)}")
+                raise InputError("latents", f"must have shape {shape}, got {tuple(latents.shape)}")
             return latents.to(device, torch.float32)
         if seed is not None:
             if _whole("seed", seed) < 0:
-                raise InputError(f"seed: must not be negative, got {seed}")
+                raise InputError("seed", f"must not be negative, got {seed}")
             return sample_noise(seed, range(count), shape[1:]).to(device)
         if isinstance(generator, list) and len(generator) != count:
-            raise InputError(f"generator: {len(generator)} generators for {count} images")
+            raise InputError("generator", f"{len(generator)} generators for {count} images")
         for one in generator if isinstance(generator, list) else [generator]:
             if not isinstance(one, torch.Generator | None):
-                raise InputError(f"generator: must be a torch.Generator or a list of them, got {one!r}")
+                raise InputError("generator", f"must be a torch.Generator or a list of them, got {one!r}")
         noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return noise
 
     def _check_output_type(self, output_type: str) -> None:
         spec = self._model.spec
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError(f"output_type: must be pil, np, pt or latent, got {output_type!r}")
+            raise InputError("output_type", f"must be pil, np, pt or latent, got {output_type!r}")
         if output_type == "latent" and spec.kind != "latents":
-            raise InputError("output_type: this model generates pixels and has no latents, got 'latent'")
+            raise InputError("output_type", "this model generates pixels and has no latents, got 'latent'")
         if output_type != "latent" and spec.kind == "latents" and self.vae is None:
             raise InputError(
-                f"output_type: without an autoencoder (vae) there are only latents, got {output_type!r}"
+                "output_type", f"without an autoencoder (vae) there are only latents, got {output_type!r}"
             )
         if output_type == "pil" and spec.kind == "image" and spec.shape[0] not in (1, 3):
-            raise InputError(f"output_type: {spec.shape[0]} channels make no PIL image; take np or pt")
+            raise InputError("output_type", f"{spec.shape[0]} channels make no PIL image; take np or pt")
 
     def _output(self, data: Tensor, output_type: str) -> Any:
         if output_type == "latent":
@@ -297,7 +300,7 @@ def _whole(name: str, number: Any) -> int:
     try:
         return operator.index(number)
     except TypeError:
-        raise InputError(f"{name}: must be a whole number, got {number!r}") from None
+        raise InputError(name, f"must be a whole number, got {number!r}") from None
 
 
 @contextmanager

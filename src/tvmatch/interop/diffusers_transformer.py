@@ -44,7 +44,7 @@ class TVMTransformer(ModelMixin, ConfigMixin):
             try:
                 self.dit = DiT(DiTConfig(**network), tuple(shape), class_count)
             except TypeError as error:
-                raise InputError(f"transformer: not the configuration of a network ({error})") from None
+                raise InputError("transformer", f"not the configuration of a network ({error})") from None
         self.dit.to_empty(device=torch.get_default_device())
         for parameter in self.dit.parameters():
             torch.nn.init.zeros_(parameter)
@@ -74,7 +74,7 @@ class TVMTransformer(ModelMixin, ConfigMixin):
             if found := report[problem]:  # names, or for those of another shape (name, shape, our shape)
                 names = sorted(entry if isinstance(entry, str) else entry[0] for entry in found)
                 shown = [name.removeprefix("dit.") for name in names][:3]
-                raise InputError(f"transformer: {problem.replace('_keys', ' tensors')} {shown}")
+                raise InputError("transformer", f"{problem.replace('_keys', ' tensors')} {shown}")
         return (transformer, report) if give_report else transformer
 
     def forward(

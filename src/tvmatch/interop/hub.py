@@ -67,10 +67,10 @@ def save_pretrained(
     """
     folder = Path(folder)
     if folder.exists():
-        raise InputError(f"folder: {folder} exists already")
+        raise InputError("folder", f"{folder} exists already")
     if autoencoder is not None:
         if model.spec.autoencoder is None:
-            raise InputError(f"autoencoder: the model generates {model.spec.kind} data, which need none")
+            raise InputError("autoencoder", f"the model generates {model.spec.kind} data, which need none")
         autoencoder.check(model.spec.autoencoder)
     with new_folder(folder) as unfinished:
         model.save(unfinished)
@@ -126,13 +126,13 @@ def write_card(
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     if not (path.name.startswith("metrics") and path.suffix == ".json"):
-        raise InputError(f"metrics: must be files metrics….json, got {path}")
+        raise InputError("metrics", f"must be files metrics….json, got {path}")
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"metrics: {path} is not readable as JSON ({error})") from None
+        raise InputError("metrics", f"{path} is not readable as JSON ({error})") from None
     if not isinstance(content, dict):
-        raise InputError(f"metrics: {path} holds no figures")
+        raise InputError("metrics", f"{path} holds no figures")
     return content
 
 
@@ -223,11 +223,11 @@ def from_pretrained(
     if not folder.exists():
         folder = download(str(name), MODEL_FILES, revision=revision, token=token)
     elif revision is not None:
-        raise InputError(f"revision: {name} is a folder, which has no revisions, got {revision!r}")
+        raise InputError("revision", f"{name} is a folder, which has no revisions, got {revision!r}")
     model = load(folder, device)
     expected = model.spec.autoencoder
     if expected is None and autoencoder is not None:
-        raise InputError(f"autoencoder: {name} generates {model.spec.kind} data, which need none")
+        raise InputError("autoencoder", f"{name} generates {model.spec.kind} data, which need none")
     if expected is not None:
         from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
 
@@ -281,7 +281,7 @@ def check_repository_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
-        raise InputError(f"{repo_id}: neither a folder here nor a name user/name on the Hub") from None
+        raise InputError(repo_id, "neither a folder here nor a name user/name on the Hub") from None
 
 
 @contextmanager
@@ -293,20 +293,20 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         address = f"https://huggingface.co/{repo_id}"
-        raise InputError(f"{repo_id}: gated; ask for access at {address}, then `hf auth login`") from None
+        raise InputError(repo_id, f"gated; ask for access at {address}, then `hf auth login`") from None
     except errors.RepositoryNotFoundError:
         raise InputError(
-            f"{repo_id}: neither a folder here nor a repository on the Hub that you have access to"
+            repo_id, "neither a folder here nor a repository on the Hub that you have access to"
         ) from None
     except errors.RevisionNotFoundError:
-        raise InputError(f"{repo_id}: the Hub has no such revision of it") from None
+        raise InputError(repo_id, "the Hub has no such revision of it") from None
     except errors.LocalTokenNotFoundError:
-        raise InputError("token: give a token of the Hub, or log in with `hf auth login`") from None
+        raise InputError("token", "give a token of the Hub, or log in with `hf auth login`") from None
     except errors.LocalEntryNotFoundError:
         raise InputError(
-            f"{repo_id}: neither a folder here nor in the cache of the Hub, which cannot be reached"
+            repo_id, "neither a folder here nor in the cache of the Hub, which cannot be reached"
         ) from None
     except errors.OfflineModeIsEnabled:
-        raise InputError(f"{repo_id}: the Hub cannot be reached, HF_HUB_OFFLINE is set") from None
+        raise InputError(repo_id, "the Hub cannot be reached, HF_HUB_OFFLINE is set") from None
     except Exception as error:  # of its HTTP client, which is another in each generation, or a full disk
-        raise InputError(f"{repo_id}: the Hub's client reports: {' '.join(str(error).split())}") from error
+        raise InputError(repo_id, f"the Hub's client reports: {' '.join(str(error).split())}") from error

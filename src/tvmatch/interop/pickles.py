@@ -55,7 +55,7 @@ def restricted_load(data: bytes | Path, allowed: StandIns, *, what: str) -> Any:
     try:
         return load(Stream(memoryview(data) if isinstance(data, bytes) else map_file(data)), allowed)
     except Refused as error:
-        raise InputError(f"{what}: {error}") from None
+        raise InputError(what, str(error)) from None
 
 
 def load(stream: Stream, allowed: StandIns, persistent: Callable[[Any], Any] | None = None) -> Any:

@@ -31,7 +31,7 @@ def described(description: dict[str, Any] | None, transformer: TVMTransformer) -
         InputError: if the description is none, or does not fit the transformer.
     """
     if description is None:
-        raise InputError("description: missing; make a pipeline with TVMPipeline.from_trained_model")
+        raise InputError("description", "missing; make a pipeline with TVMPipeline.from_trained_model")
     try:
         guidance: Guidance | list[float] = description["guidance"]
         if isinstance(guidance, list):  # JSON has no tuples
@@ -48,13 +48,14 @@ def described(description: dict[str, Any] | None, transformer: TVMTransformer) -
             provenance=dict(description["provenance"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"model_index.json: not the description of a model ({error})") from None
+        raise InputError("model_index.json", f"not the description of a model ({error})") from None
     network = transformer.dit
     network.conditioning.label_dropout = bool(description.get("label_dropout", True))
     if (network.shape, network.class_count) != (model.spec.shape, model.spec.class_count):
         raise InputError(
-            f"transformer: of shape {network.shape} and {network.class_count} classes, the data are of shape "
-            f"{model.spec.shape} and {model.spec.class_count} classes"
+            "transformer",
+            f"of shape {network.shape} and {network.class_count} classes, the data are of shape "
+            f"{model.spec.shape} and {model.spec.class_count} classes",
         )
     return model
 
@@ -68,7 +69,7 @@ def check_autoencoder(vae: Any, spec: DataSpec) -> None:
         InputError: if it is another, or the data need none.
     """
     if spec.autoencoder is None:
-        raise InputError(f"vae: the model generates {spec.kind} data, which need none")
+        raise InputError("vae", f"the model generates {spec.kind} data, which need none")
     if vae.dtype == torch.float32 and vae.device.type != "meta":
         from tvmatch.data.autoencoder import Autoencoder
 
@@ -92,21 +93,21 @@ def check_index(folder: Path) -> None:
     try:
         index = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: missing") from None
+        raise InputError(path, "missing") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+        raise InputError(path, f"not readable as JSON ({error})") from None
     if not isinstance(index, dict) or index.get("_class_name") != "TVMPipeline":
-        raise InputError(f"{path}: not of a TVMPipeline")
+        raise InputError(path, "not of a TVMPipeline")
     entries = {name: value for name, value in index.items() if not name.startswith("_")}
     if unknown := sorted(entries.keys() - {"transformer", "vae", "description"}):
-        raise InputError(f"{path}: unknown entries {unknown[:3]}")
+        raise InputError(path, f"unknown entries {unknown[:3]}")
     if entries.get("transformer") != [LIBRARY, "TVMTransformer"]:
-        raise InputError(f"{path}: transformer is {entries.get('transformer')}, not a TVMTransformer")
+        raise InputError(path, f"transformer is {entries.get('transformer')}, not a TVMTransformer")
     vae = entries.get("vae", [None, None])
     if vae != [None, None] and not _is_autoencoder(vae):
-        raise InputError(f"{path}: vae is {vae}, not an autoencoder of diffusers")
+        raise InputError(path, f"vae is {vae}, not an autoencoder of diffusers")
     if code := sorted(folder.glob("*/*.py")):
-        raise InputError(f"{code[0]}: a pipeline of tvmatch holds no code")
+        raise InputError(code[0], "a pipeline of tvmatch holds no code")
 
 
 def _is_autoencoder(entry: Any) -> bool:

@@ -68,14 +68,14 @@ def network_from_sit(
     theirs = without_prefix(state_dict)
     for name, rank in _RANKS.items():
         if name not in theirs:
-            raise InputError(f"state_dict: missing tensor {name}; it has {some_of(theirs)}")
+            raise InputError("state_dict", f"missing tensor {name}; it has {some_of(theirs)}")
         if theirs[name].ndim != rank or 0 in theirs[name].shape:
-            raise InputError(f"state_dict: {name} is of shape {tuple(theirs[name].shape)}")
+            raise InputError("state_dict", f"{name} is of shape {tuple(theirs[name].shape)}")
     expand, project = theirs[TIME_LAYER], theirs["t_embedder.mlp.2.weight"]
     weight, bias = theirs["final_layer.linear.weight"], theirs["final_layer.linear.bias"]
     _, channels, patch_size, _ = theirs["x_embedder.proj.weight"].shape
     if expand.shape[1] % 2:
-        raise InputError(f"state_dict: {TIME_LAYER} takes {expand.shape[1]} features, half of them cosines")
+        raise InputError("state_dict", f"{TIME_LAYER} takes {expand.shape[1]} features, half of them cosines")
     weight, bias = (_velocity_rows(rows, channels, patch_size) for rows in (weight, bias))
     if data_time == 1:
         weight, bias = -weight, -bias
@@ -101,8 +101,9 @@ def _velocity_rows(rows: Tensor, channels: int, patch_size: int) -> Tensor:
     outputs, rest = divmod(len(rows), patch_size**2)
     if rest or outputs not in (channels, 2 * channels):
         raise InputError(
-            f"state_dict: final_layer.linear has {len(rows)} rows, {channels} channels in patches of "
-            f"{patch_size} take {channels * patch_size**2}, or twice that with a variance"
+            "state_dict",
+            f"final_layer.linear has {len(rows)} rows, {channels} channels in patches of "
+            f"{patch_size} take {channels * patch_size**2}, or twice that with a variance",
         )
     velocity: Tensor = rows.unflatten(0, (patch_size**2, outputs))[:, :channels].flatten(0, 1)
     return velocity

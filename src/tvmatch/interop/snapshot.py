@@ -136,7 +136,7 @@ def read_snapshot(path: Path, entry: str | None = None, admit: Iterable[str] = (
         content = load_torch(data, names) if is_torch_file(data) else load(Stream(data), names)
         return _from_content(content, entry)
     except Refused as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(path, str(error)) from None
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -226,11 +226,11 @@ def import_network(
     """
     others = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if others:
-        raise InputError(f"state_dict: {len(others)} tensors are not of floating point, {others[:3]}")
+        raise InputError("state_dict", f"{len(others)} tensors are not of floating point, {others[:3]}")
     single = {name: tensor.float() for name, tensor in tensors.items()}
     broken = [name for name, tensor in single.items() if not tensor.isfinite().all()]
     if broken:
-        raise InputError(f"state_dict: numbers that are not finite in {len(broken)} tensors, {broken[:3]}")
+        raise InputError("state_dict", f"numbers that are not finite in {len(broken)} tensors, {broken[:3]}")
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
     is_flow = is_sit(single)
     if is_flow:

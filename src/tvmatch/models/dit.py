@@ -76,12 +76,12 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.mlp_ratio <= 1000:
-            raise InputError(f"network.mlp_ratio: must be positive and at most 1000, got {self.mlp_ratio}")
+            raise InputError("network.mlp_ratio", f"must be positive and at most 1000, got {self.mlp_ratio}")
         if self.time_frequencies < 1:
-            raise InputError(f"network.time_frequencies: must be at least 1, got {self.time_frequencies}")
+            raise InputError("network.time_frequencies", f"must be at least 1, got {self.time_frequencies}")
         if self.time_embedding_init not in ("spectral", "normal"):
             raise InputError(
-                f"network.time_embedding_init: must be spectral or normal, got {self.time_embedding_init!r}"
+                "network.time_embedding_init", f"must be spectral or normal, got {self.time_embedding_init!r}"
             )
 
     def size(self) -> DiTSize:
@@ -92,23 +92,23 @@ class DiTConfig:
                 hidden_size.
         """
         if self.preset is not None and self.preset not in PRESETS:
-            raise InputError(f"network.preset: no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+            raise InputError("network.preset", f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
         sizes = dict(PRESETS[self.preset]._asdict()) if self.preset is not None else {}
         for name in DiTSize._fields:
             own = getattr(self, name)
             if own is None and name not in sizes:
-                raise InputError(f"network.{name}: give a number, or a network.preset")
+                raise InputError(f"network.{name}", "give a number, or a network.preset")
             if own is not None:
                 sizes[name] = own
             if sizes[name] < 1:
-                raise InputError(f"network.{name}: must be at least 1, got {sizes[name]}")
+                raise InputError(f"network.{name}", f"must be at least 1, got {sizes[name]}")
         size = DiTSize(**sizes)
         if size.hidden_size % size.heads:
             raise InputError(
-                f"network.heads: {size.heads} does not divide network.hidden_size {size.hidden_size}"
+                "network.heads", f"{size.heads} does not divide network.hidden_size {size.hidden_size}"
             )
         if size.hidden_size % 4:
-            raise InputError(f"network.hidden_size: must be a multiple of 4, got {size.hidden_size}")
+            raise InputError("network.hidden_size", f"must be a multiple of 4, got {size.hidden_size}")
         return size
 
 
@@ -173,12 +173,12 @@ class DiT(nn.Module):
         size = config.size()
         if len(shape) != 3:
             raise InputError(
-                f"network: a DiT takes images (channels, height, width), got data of shape {tuple(shape)}"
+                "network", f"a DiT takes images (channels, height, width), got data of shape {tuple(shape)}"
             )
         channels, height, width = shape
         if height % size.patch_size or width % size.patch_size:
             raise InputError(
-                f"network.patch_size: {size.patch_size} does not divide the image size {height}×{width}"
+                "network.patch_size", f"{size.patch_size} does not divide the image size {height}×{width}"
             )
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
         self.patch_size = size.patch_size

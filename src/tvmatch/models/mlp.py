@@ -35,7 +35,7 @@ class MLPConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "depth", "time_frequencies"):
             if getattr(self, name) < 1:
-                raise InputError(f"network.{name}: must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"network.{name}", f"must be at least 1, got {getattr(self, name)}")
 
 
 class MLPBlock(nn.Module):
@@ -65,7 +65,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 1:
-            raise InputError(f"network: an MLP takes points of shape (d,), got data of shape {tuple(shape)}")
+            raise InputError(
+                "network", f"an MLP takes points of shape (d,), got data of shape {tuple(shape)}"
+            )
         (dimension,) = shape
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
         with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator

@@ -88,8 +88,9 @@ class JVPNetwork(nn.Module):
             for kind, wrapper in _PARALLEL.items():
                 if kind in classes:
                     raise InputError(
-                        f"module: torch.func.jvp does not go through {wrapper}; wrap the other way round, "
-                        f"{wrapper}(JVPNetwork(network))"
+                        "module",
+                        f"torch.func.jvp does not go through {wrapper}; wrap the other way round, "
+                        f"{wrapper}(JVPNetwork(network))",
                     )
 
 

@@ -48,7 +48,7 @@ def accelerate(network: nn.Module, *, recompute: Recompute = "none", compiled: b
     if recompute != "none":
         if not blocks:
             name = type(network).__name__
-            raise InputError(f"training.recompute: {recompute} needs a network of blocks, {name} has none")
+            raise InputError("training.recompute", f"{recompute} needs a network of blocks, {name} has none")
         for block in blocks:
             _replace_forward(block, _recomputing(type(block).forward, recompute))
     if compiled:
@@ -68,7 +68,7 @@ def _require_compiler(network: nn.Module) -> None:
     for device in {parameter.device for parameter in network.parameters()}:
         reason = obstacle(device)
         if reason is not None:
-            raise InputError(f"training.compile: {reason}")
+            raise InputError("training.compile", reason)
 
 
 @functools.cache  # one function for all blocks, which so share one compilation

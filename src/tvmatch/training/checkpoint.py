@@ -97,7 +97,7 @@ def save_checkpoint(
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise InputError(f"{final}: cannot be saved ({error}); {last_checkpoint(run)}") from None
+        raise InputError(final, f"cannot be saved ({error}); {last_checkpoint(run)}") from None
     if keep is not None:
         for old in checkpoints(run)[:-keep]:
             removed = old.rename(old.with_name(f".{old.name}.removed"))  # not half of one, if killed here
@@ -138,7 +138,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
         build: dict[str, Any] = dict(facts["build"])
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{folder / 'training.json'}: incomplete") from None
+        raise InputError(folder / "training.json", "incomplete") from None
     _load_moments(state, groups, source)
     return build
 
@@ -176,7 +176,7 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 def _expect_groups(groups: dict[str, dict[str, Tensor]], state: TrainingState, source: Path) -> None:
     expected = {"network"} | ({"target"} if state.target is not None else set())
     if not expected <= groups.keys():
-        raise InputError(f"{source}: holds {sorted(groups)}, the configuration needs {sorted(expected)}")
+        raise InputError(source, f"holds {sorted(groups)}, the configuration needs {sorted(expected)}")
 
 
 def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
@@ -189,7 +189,7 @@ def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], so
             tensor = groups.get(moment, {}).get(name)
             if tensor is None or tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
                 raise InputError(
-                    f"{source}: {moment}/{name} is missing, or of another shape or type than the parameter"
+                    source, f"{moment}/{name} is missing, or of another shape or type than the parameter"
                 )
             moments[moment] = tensor.to(parameter.device)
         steps = torch.tensor(float(state.step), dtype=torch.float32, device=_step_device(state, parameter))

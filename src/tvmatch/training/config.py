@@ -18,12 +18,12 @@ def _require(name: str, value: float, condition: bool, expected: str) -> None:
         expected = f"finite and {expected}"
     elif condition:
         return
-    raise InputError(f"{name}: must be {expected}, got {value}")
+    raise InputError(name, f"must be {expected}, got {value}")
 
 
 def _require_whole(name: str, value: int, least: int) -> None:
     if value < least:
-        raise InputError(f"{name}: must be a whole number of at least {least}, got {value}")
+        raise InputError(name, f"must be a whole number of at least {least}, got {value}")
 
 
 @dataclass
@@ -58,7 +58,7 @@ class ObjectiveConfig:
             _require("objective.guidance_weight", weight, 1 <= weight <= MOST_GUIDANCE, expected)
         if len(weights) == 2 and weights[0] >= weights[-1]:
             raise InputError(
-                f"objective.guidance_weight: must be [low, high] with low < high, got {list(weights)}"
+                "objective.guidance_weight", f"must be [low, high] with low < high, got {list(weights)}"
             )
         p, rate = self.label_dropout, self.target_ema
         _require("objective.label_dropout", p, 0 <= p <= 1, "in [0, 1]")
@@ -159,8 +159,8 @@ class TrainingConfig:
         _require("training.evaluation_ema", rate, 0 <= rate < 1, "in [0, 1)")
         if self.batch_size % self.accumulation:
             raise InputError(
-                f"training.accumulation: {self.accumulation} does not divide "
-                f"training.batch_size {self.batch_size}"
+                "training.accumulation",
+                f"{self.accumulation} does not divide training.batch_size {self.batch_size}",
             )
 
 
@@ -202,7 +202,7 @@ class Config:
                 another.
         """
         if not isinstance(self.network, DiTConfig | MLPConfig):
-            raise InputError(f"network: must be a DiTConfig or an MLPConfig, got {self.network!r}")
+            raise InputError("network", f"must be a DiTConfig or an MLPConfig, got {self.network!r}")
         check_fields(self.network, "network")
         check_fields(self.times, "times")
         if is_dataclass(self.data):
@@ -214,8 +214,9 @@ class Config:
             weight = self.objective.guidance_weight
             if isinstance(weight, tuple) and not self.network.guidance_embedding:
                 raise InputError(
-                    f"network.guidance_embedding: must be true for a range of guidance weights "
-                    f"{list(weight)}, which the network could not tell apart"
+                    "network.guidance_embedding",
+                    "must be true for a range of guidance weights "
+                    f"{list(weight)}, which the network could not tell apart",
                 )
 
 
@@ -266,15 +267,17 @@ class ImagesConfig(Config):
         weight = self.objective.guidance_weight
         if isinstance(self.data, ImagesData) and self.data.label_column is None and weight != 1:
             raise InputError(
-                f"objective.guidance_weight: must be 1 for data without classes, got {weight} "
-                "(data.label_column names the column of classes)"
+                "objective.guidance_weight",
+                f"must be 1 for data without classes, got {weight} "
+                "(data.label_column names the column of classes)",
             )
         if isinstance(self.data, ImagesData) and isinstance(self.network, DiTConfig):
             size, patch = self.data.resolution, self.network.size().patch_size
             for length in (size,) if isinstance(size, int) else size:
                 if length % patch:
                     raise InputError(
-                        f"network.patch_size: {patch} does not divide data.resolution {self.data.resolution}"
+                        "network.patch_size",
+                        f"{patch} does not divide data.resolution {self.data.resolution}",
                     )
 
 

@@ -97,11 +97,11 @@ def rows_at_a_time(config: Config, world_size: int) -> int:
     """
     batch, parts = config.training.batch_size, config.training.accumulation
     if world_size < 1:
-        raise InputError(f"world_size: must be at least 1, got {world_size}")
+        raise InputError("world_size", f"must be at least 1, got {world_size}")
     if batch % (world_size * parts):
         raise InputError(
-            f"world_size: {world_size} × training.accumulation {parts} does not divide "
-            f"training.batch_size {batch}"
+            "world_size",
+            f"{world_size} × training.accumulation {parts} does not divide training.batch_size {batch}",
         )
     return batch // (world_size * parts)
 

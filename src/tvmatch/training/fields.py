@@ -46,7 +46,7 @@ def check_fields(section: Any, name: str, *, but: tuple[str, ...] = ()) -> None:
     for attribute, value in vars(section).items():
         if attribute not in kinds:
             close = suggestion(f"{prefix}{attribute}", (f"{prefix}{known}" for known in kinds))
-            raise InputError(f"{prefix}{attribute}: no such option{close}")
+            raise InputError(f"{prefix}{attribute}", f"no such option{close}")
         if attribute not in but:
             check_value(f"{prefix}{attribute}", value, kinds[attribute])
 
@@ -58,7 +58,7 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         InputError: naming the option and the value.
     """
     if not _fits(value, kind):
-        raise InputError(f"{name}: must be {_words(kind)}, got {value!r}")
+        raise InputError(name, f"must be {_words(kind)}, got {value!r}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -32,7 +32,7 @@ def _network_section(folder: Path) -> dict[str, Any]:
     file = folder / "model.json"
     content = read_json(file, MODEL_FORMAT).get("network")
     if not isinstance(content, dict):
-        raise InputError(f"{file}: not a model description of this version")
+        raise InputError(file, "not a model description of this version")
     return {name: value for name, value in content.items() if name != "kind"}
 
 
@@ -59,8 +59,8 @@ def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
     expect_same_data("initial", config.initial, model.spec, spec)
     if model.scaled != config.objective.scaled and model.guidance != 1:
         raise InputError(
-            f"objective.scaled: {config.initial} was trained with {model.scaled}, at guidance weight "
-            f"{model.guidance}"
+            "objective.scaled",
+            f"{config.initial} was trained with {model.scaled}, at guidance weight {model.guidance}",
         )
     _expect_same_network(config, model)
     messages = [f"the weights start from {config.initial} ({model.step:,} steps)"]
@@ -112,13 +112,13 @@ def _expect_same_network(config: Config, model: TrainedModel) -> None:
     assert isinstance(model.network, DiT | MLP)
     ours, theirs = _architecture(config.network), _architecture(model.network.config)
     if ours.keys() != theirs.keys():
-        raise InputError(f"initial: {config.initial} holds a {type(model.network).__name__}")
+        raise InputError("initial", f"{config.initial} holds a {type(model.network).__name__}")
     for name, value in ours.items():
         grown = name == "guidance_embedding" and value
         if value != theirs[name] and not grown:
             raise InputError(
-                f"network.{name}: {config.initial} was trained with {theirs[name]}, the configuration "
-                f"says {value}"
+                f"network.{name}",
+                f"{config.initial} was trained with {theirs[name]}, the configuration says {value}",
             )
 
 

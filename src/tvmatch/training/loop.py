@@ -99,7 +99,7 @@ class Trainer:
             self._resume(Path(resume))
         if self.state.step > config.training.steps:
             raise InputError(
-                f"training.steps: {config.training.steps}, but the checkpoint has {self.state.step}"
+                "training.steps", f"{config.training.steps}, but the checkpoint has {self.state.step}"
             )
         self._accelerate()
 
@@ -143,11 +143,12 @@ class Trainer:
         if weight == 1:
             return
         if self.dataset.spec.class_count == 0:
-            raise InputError(f"objective.guidance_weight: must be 1 for data without classes, got {weight}")
+            raise InputError("objective.guidance_weight", f"must be 1 for data without classes, got {weight}")
         if dropout == 0 and self.config.objective.teacher is None:
             raise InputError(
-                f"objective.label_dropout: must be positive (0.1, say) for a guidance_weight of {weight}, "
-                "since guidance needs the velocity without a label"
+                "objective.label_dropout",
+                f"must be positive (0.1, say) for a guidance_weight of {weight}, "
+                "since guidance needs the velocity without a label",
             )
 
     def _resume(self, path: Path) -> None:
@@ -157,7 +158,7 @@ class Trainer:
             self.messages.append(f"{self.out} has no checkpoint yet: starting from step 0")
             return
         if path.resolve() not in (self.out.resolve(), saved[-1].resolve()):
-            raise InputError(f"resume: {path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
+            raise InputError("resume", f"{path} is not the newest checkpoint of {self.out}, {saved[-1].name}")
         expect_same_model(saved[-1], self.trained_model(), self.config.initial)
         written_under = load_checkpoint(saved[-1], self.state)
         self.messages += changes_since(written_under, self._build_facts())
@@ -222,7 +223,7 @@ class Trainer:
                     self._run(last, lock)
         except OSError as error:
             raise InputError(
-                f"{error.filename or self.out}: {error.strerror or error}; {last_checkpoint(self.out)}"
+                error.filename or self.out, f"{error.strerror or error}; {last_checkpoint(self.out)}"
             ) from error
         return self.trained_model()
 

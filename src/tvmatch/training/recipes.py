@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in keys:
-                raise InputError(f"{key}: given twice, again in line {key_node.start_mark.line + 1}")
+                raise InputError(key, f"given twice, again in line {key_node.start_mark.line + 1}")
             keys.append(key)
         for pair in merged:
             key = self.construct_object(pair[0], deep=True)
@@ -128,7 +128,7 @@ def recipe_names() -> tuple[str, ...]:
 def recipe_text(name: str) -> str:
     """The YAML of a recipe, comments included; an InputError if there is none of this name."""
     if name not in recipe_names():
-        raise InputError(f"recipe: no recipe {name!r}; there are {', '.join(recipe_names())}")
+        raise InputError("recipe", f"no recipe {name!r}; there are {', '.join(recipe_names())}")
     return (resources.files("tvmatch") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -148,8 +148,9 @@ def config_class(content: Mapping[str, Any], source: str) -> type[Config]:
     data = content.get("data")
     if not isinstance(data, Mapping):
         raise InputError(
-            f"{source}: no data section; a run on data given from Python is continued from Python, "
-            "with tvmatch.train(…, resume=True)"
+            source,
+            "no data section; a run on data given from Python is continued from Python, "
+            "with tvmatch.train(…, resume=True)",
         )
     if "path" in data:
         return ImagesConfig
@@ -180,9 +181,9 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
     }
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"{source}: {key}: no such option{suggestion(key, known)}")
+            raise InputError(source, f"{key}: no such option{suggestion(key, known)}")
         if key in sections:
-            raise InputError(f"{source}: {key}: must be a section of options, got {value!r}")
+            raise InputError(source, f"{key}: must be a section of options, got {value!r}")
     kinds = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     try:
         for key, value in values.items():
@@ -191,7 +192,7 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
                 check_value(key, value, kinds[key])
         checked = parser.parse_object(values)
     except (InputError, OverflowError) as error:  # a whole number beyond the range of `float`
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(source, str(error)) from None
     parser.set_defaults({key: checked[key] for key in values})
 
 
@@ -232,16 +233,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(content, dict):
             _flatten(content)  # which has no end where an alias stands for the mapping around it
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(path, str(error)) from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(path, str(error.strerror)) from None
     except RecursionError:
-        raise InputError(f"{path}: nested too deeply, or a mapping that is a part of itself") from None
+        raise InputError(path, "nested too deeply, or a mapping that is a part of itself") from None
     except Exception as error:  # of every kind: PyYAML lets through what Python raises for `!!float x`
         reason = readable(str(error)) or type(error).__name__
-        raise InputError(f"{path}: not readable as YAML ({reason})") from None
+        raise InputError(path, f"not readable as YAML ({reason})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a mapping of options")
+        raise InputError(path, "must hold a mapping of options")
     return content
 
 

@@ -19,7 +19,8 @@ def expect_newest(run: Path, step: int) -> None:
     for newest in checkpoints(run)[-1:]:
         if step_of(newest) > step:
             raise InputError(
-                f"out: another trainer has gone on to {newest}, this one is at step {step}; resume from there"
+                "out",
+                f"another trainer has gone on to {newest}, this one is at step {step}; resume from there",
             )
 
 
@@ -39,13 +40,14 @@ def expect_same_model(folder: Path, model: TrainedModel, initial: str | None) ->
     _take_rounding(saved.get("data"), ours["data"])
     for key in ("network", "data", "scaled", "guidance"):
         if saved.get(key) != ours[key]:
-            raise InputError(f"{folder}: {_difference(key, saved.get(key), ours[key])}")
+            raise InputError(folder, _difference(key, saved.get(key), ours[key]))
     history = saved.get("provenance")
     start = history.get("initial") if isinstance(history, dict) else None
     if start != initial:
         raise InputError(
-            f"initial: {folder} started from {start or 'random weights'}, the configuration says "
-            f"{initial or 'random weights'}"
+            "initial",
+            f"{folder} started from {start or 'random weights'}, the configuration says "
+            f"{initial or 'random weights'}",
         )
 
 

@@ -37,16 +37,16 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":  # PyTorch knows it, but it holds no numbers
-        raise InputError(f"device: no device is called {name!r}; take auto, cpu, cuda, cuda:1, …")
+        raise InputError("device", f"no device is called {name!r}; take auto, cpu, cuda, cuda:1, …")
     try:
         torch.empty(0, device=device)
     except (NotImplementedError, ImportError):  # whose message is a page about operators and backends
-        raise InputError(f"device: {name!r} cannot be used (this PyTorch is built without it)") from None
+        raise InputError("device", f"{name!r} cannot be used (this PyTorch is built without it)") from None
     except (RuntimeError, AssertionError) as error:
         reason = re.split(r"\. |\n", str(error))[0]
         if "INTERNAL ASSERT" in reason:
             reason = "PyTorch has no tensors there"
-        raise InputError(f"device: {name!r} cannot be used ({reason})") from None
+        raise InputError("device", f"{name!r} cannot be used ({reason})") from None
     return device
 
 
@@ -69,12 +69,13 @@ def check_out(out: Path, resume: str | Path | None) -> None:
     if resume is None:
         run = (out / CONFIG_NAME).is_file()
         raise InputError(
-            f"out: {out} holds another run; continue it with --resume {out}, or give another --out"
+            "out",
+            f"{out} holds another run; continue it with --resume {out}, or give another --out"
             if run
-            else f"out: {out} is no empty folder; give another --out"
+            else f"{out} is no empty folder; give another --out",
         )
     if not (out / CONFIG_NAME).is_file():
-        raise InputError(f"resume: {out} is not a run, it has no {CONFIG_NAME}")
+        raise InputError("resume", f"{out} is not a run, it has no {CONFIG_NAME}")
 
 
 def lock_run(out: Path, resume: str | Path | None) -> FolderLock:

@@ -103,7 +103,7 @@ def draw_inputs(
     """
     rows = range(len(batch.values)) if rows is None else rows
     if not rows:
-        raise InputError("batch: there are no elements in it")
+        raise InputError("batch", "there are no elements in it")
     draws = RowDraws(config.seed, "step", step)
     x0 = spec.normalize(batch.values)
     noise = draws.normal("noise", rows, x0.shape[1:])
@@ -163,7 +163,7 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     count = len(draws.x0)
     if count == 0:
-        raise InputError("draws: an empty batch has no loss")
+        raise InputError("draws", "an empty batch has no loss")
     rows = math.ceil(count / config.training.accumulation)
     parts = []
     for start in range(0, count, rows):

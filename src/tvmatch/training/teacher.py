@@ -83,16 +83,18 @@ def load_teacher(
     expect_same_data("objective.teacher", path, model.spec, spec)
     same_count = model.spec.class_count == spec.class_count
     if not same_count or known_classes(model.spec, spec) != list(range(spec.class_count)):
-        raise InputError(f"objective.teacher: {path} was trained on other classes")
+        raise InputError("objective.teacher", f"{path} was trained on other classes")
     if not _gives(model.guidance, guidance):
         raise InputError(
-            f"objective.teacher: {path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
-            f"give objective.guidance_weight {_shown(guidance)}"
+            "objective.teacher",
+            f"{path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
+            f"give objective.guidance_weight {_shown(guidance)}",
         )
     if not model.knows_dropped_labels and (label_dropout > 0 or guidance != 1):
         raise InputError(
-            f"objective.teacher: {path} was trained without dropped labels and has no velocity without one, "
-            "which objective.guidance_weight other than 1 and objective.label_dropout above 0 need"
+            "objective.teacher",
+            f"{path} was trained without dropped labels and has no velocity without one, "
+            "which objective.guidance_weight other than 1 and objective.label_dropout above 0 need",
         )
     return GuidedTeacher(model, scaled=scaled)
 
@@ -103,13 +105,14 @@ def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -
         there, here = getattr(theirs, name), getattr(ours, name)
         same = agree(there, here, ours.std) if name in ("mean", "std") else there == here
         if not same:
-            raise InputError(f"{option}: the data's {name} is {there} in {path}, here it is {here}")
+            raise InputError(option, f"the data's {name} is {there} in {path}, here it is {here}")
     if theirs.autoencoder is not None and ours.autoencoder is not None:
         known = theirs.autoencoder.fingerprint and ours.autoencoder.fingerprint
         if known and theirs.autoencoder.fingerprint != ours.autoencoder.fingerprint:
             raise InputError(
-                f"{option}: {path} is for latents of another autoencoder, {theirs.autoencoder.source}, "
-                f"not {ours.autoencoder.source}"
+                option,
+                f"{path} is for latents of another autoencoder, {theirs.autoencoder.source}, "
+                f"not {ours.autoencoder.source}",
             )
 
 

@@ -55,15 +55,17 @@ def tables_by_split(path: str, root: Path, files: Sequence[Path]) -> dict[str, l
     others = [file for file, split in split_of.items() if split is None]
     if found and others:
         raise InputError(
-            f"data.path: {path} holds splits ({', '.join(found)}) and also {printable(str(others[0]))}; move "
-            "that away, or name one split's folder or file"
+            "data.path",
+            f"{path} holds splits ({', '.join(found)}) and also {printable(str(others[0]))}; move "
+            "that away, or name one split's folder or file",
         )
     for names in ({file.stem for file in files}, {file.relative_to(root).parts[0] for file in files}):
         alike = look_like_splits(sorted(names)) if others else []
         if alike:
             raise InputError(
-                f"data.path: {path} holds {', '.join(map(printable, alike))}, which look like splits, but "
-                "those are called train, validation or test; give one folder or file, or rename them"
+                "data.path",
+                f"{path} holds {', '.join(map(printable, alike))}, which look like splits, but "
+                "those are called train, validation or test; give one folder or file, or rename them",
             )
     groups: dict[str, list[Path]] = defaultdict(list)
     for file, split in split_of.items():

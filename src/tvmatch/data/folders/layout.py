@@ -106,7 +106,7 @@ def _image_without_class(images: Sequence[str], where: str) -> str:
         return ""
     more = f" (and {len(stray) - 1} more)" if len(stray) > 1 else ""
     return (
-        f"data.path: {where}/{printable(stray[0])}{more} has no class, which is the first folder below "
+        f"{where}/{printable(stray[0])}{more} has no class, which is the first folder below "
         f"{where}, where other images lie; move it into one, move it away, {_WAY_OUT}"
     )
 
@@ -115,7 +115,7 @@ def _folder_of_two_classes(again: Mapping[str, str], where: str) -> str:
     for link, first in again.items():
         if link.split("/")[0] != first.split("/")[0]:
             return (
-                f"data.path: {where}/{printable(link)} and {where}/{printable(first)} are one folder, of "
+                f"{where}/{printable(link)} and {where}/{printable(first)} are one folder, of "
                 f"two classes; remove one of them, {_WAY_OUT}"
             )
     return ""
@@ -129,10 +129,7 @@ def _class_without_images(
             continue
         files = [name for name in others if class_of(name) == folder]
         holds = f"holds no images that can be read, but {formats_in_words(files)}" if files else "is empty"
-        return (
-            f"data.path: {where}/{printable(folder)} {holds}: a class without images; fill it, remove it, "
-            f"{_WAY_OUT}"
-        )
+        return f"{where}/{printable(folder)} {holds}: a class without images; fill it, remove it, {_WAY_OUT}"
     return ""
 
 
@@ -140,7 +137,7 @@ def _unprintable_class(names: Sequence[str], where: str) -> str:
     for name in names:
         if any(unicodedata.category(character) in _CONTROL for character in name):
             return (
-                f"data.path: {where}/{printable(name)} cannot name a class, it has control characters or is "
+                f"{where}/{printable(name)} cannot name a class, it has control characters or is "
                 f"not in UTF-8; rename it, {_WAY_OUT}"
             )
     return ""

@@ -45,7 +45,7 @@ def list_images(root: Path, folder: str, tree: Tree) -> tuple[Listing, str]:
     where = root / folder
     images, others = parted(tree.files)
     if not images:
-        raise InputError(f"data.path: {where} holds no images{described(others)}")
+        raise InputError("data.path", f"{where} holds no images{described(others)}")
     check_classes_hold_no_splits(images, str(where))
     found = labels_by_folder(images, others, _all_folders(tree), tree.again, str(where))
     stamps = [stamp(f"{where}/{image}") for image in images]
@@ -85,8 +85,9 @@ def check_classes_hold_no_splits(images: Sequence[str], where: str) -> None:
     within = splits_within_classes(images)
     if within:
         raise InputError(
-            f"data.path: {where} holds {within}: splits are folders of the data set, above its classes; move "
-            "them there, or give the folder that holds them as data.path"
+            "data.path",
+            f"{where} holds {within}: splits are folders of the data set, above its classes; move "
+            "them there, or give the folder that holds them as data.path",
         )
 
 

@@ -86,15 +86,16 @@ class Splits(NamedTuple):
         if split in self.other or (self.problem and split != "train" and split in self._folders()):
             return split
         if self.problem:
-            raise InputError(self.problem)
+            raise InputError("data.path", self.problem)
         found = self.known.get(wanted, []) if self.known else [""] * (wanted == "train")
         if not found:
             there = sorted([*(self.known or ["train"]), *self.other])
-            raise InputError(f"data.split: {split!r} of {path}: unknown split, should be one of {there}")
+            raise InputError("data.split", f"{split!r} of {path}: unknown split, should be one of {there}")
         if len(found) > 1:
             raise InputError(
-                f"data.split: {split!r} of {path} is both {' and '.join(map(printable, found))}; give one of "
-                f"them as data.path, like {path}/{printable(found[0])}"
+                "data.split",
+                f"{split!r} of {path} is both {' and '.join(map(printable, found))}; give one of "
+                f"them as data.path, like {path}/{printable(found[0])}",
             )
         return found[0]
 
@@ -144,7 +145,7 @@ def look_like_splits(names: Collection[str]) -> list[str]:
 def _unnamed(alike: list[str], path: str) -> str:
     first = printable(next(name for name in alike if kind_of_split(name) == "training"))
     return (
-        f"data.path: {path} holds {', '.join(map(printable, alike))}, which look like splits, but those are "
+        f"{path} holds {', '.join(map(printable, alike))}, which look like splits, but those are "
         f"called train, validation or test: name one of these with --data.split {first}, give data.path "
         f"{path}/{first}, or rename them"
     )
@@ -152,7 +153,7 @@ def _unnamed(alike: list[str], path: str) -> str:
 
 def _stray(known: dict[str, list[str]], images: list[str], path: str) -> str:
     return (
-        f"data.path: {path} holds splits ({', '.join(sorted(known))}) and also {printable(images[0])}, which "
+        f"{path} holds splits ({', '.join(sorted(known))}) and also {printable(images[0])}, which "
         "is in none of them; move it"
     )
 
@@ -160,7 +161,7 @@ def _stray(known: dict[str, list[str]], images: list[str], path: str) -> str:
 def _beside(known: dict[str, list[str]], other: list[str], path: str) -> str:
     first, beside = printable(next(iter(known.values()))[0]), printable(other[0])
     splits = ", ".join(sorted(known))
-    holds = f"data.path: {path} holds splits ({splits}) and also {beside}, which is no split's name"
+    holds = f"{path} holds splits ({splits}) and also {beside}, which is no split's name"
     if "train" in known:
         return (
             f"{holds}: give data.path {path}/{first} for that split alone, name the other one with "

@@ -171,4 +171,4 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"data.path: {printable(path)}: {error.strerror or error}")
+    return InputError("data.path", f"{printable(path)}: {error.strerror or error}")

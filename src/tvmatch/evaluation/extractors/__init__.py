@@ -33,9 +33,9 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
 
         return load_dinov2(device, weights)
     if ":" not in name:
-        raise InputError(f"extractor: must be inception, dinov2 or package.module:attribute, got {name!r}")
+        raise InputError("extractor", f"must be inception, dinov2 or package.module:attribute, got {name!r}")
     if weights is not None:
-        raise InputError(f"extractor weights: {name} finds its weights itself, got {weights}")
+        raise InputError("extractor weights", f"{name} finds its weights itself, got {weights}")
     from tvmatch.evaluation.extractors.custom import load_custom
 
     return load_custom(name, device)

@@ -52,7 +52,9 @@ def check_images(images: Tensor) -> None:
     """Raises InputError unless `images` are uint8 of shape (B ≥ 1, 3, H ≥ 1, W ≥ 1)."""
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise InputError(f"images: must be uint8 of shape (B, 3, H, W), got {images.dtype} of shape {shape}")
+        raise InputError(
+            "images", f"must be uint8 of shape (B, 3, H, W), got {images.dtype} of shape {shape}"
+        )
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def hash_files(files: list[Path]) -> str:
 def missing_packages(name: str, error: Exception) -> InputError:
     """The error of an extractor whose packages are not there, or are there but cannot be imported."""
     return InputError(
-        f'extractor: {name} needs more packages, pip install "tvmatch[evaluation]" ({one_line(error)})'
+        "extractor", f'{name} needs more packages, pip install "tvmatch[evaluation]" ({one_line(error)})'
     )
 
 

@@ -43,11 +43,11 @@ class CustomExtractor:
 
     def _checked(self, what: str, values: Any, count: int) -> Tensor:
         if not isinstance(values, Tensor):
-            raise InputError(f"extractor: {self.name} must return tensors, got {type(values).__name__}")
+            raise InputError("extractor", f"{self.name} must return tensors, got {type(values).__name__}")
         if values.ndim != 2 or len(values) != count or values.shape[1] < 1:
             raise InputError(
-                f"extractor: {self.name} must return {what} features of shape ({count}, d), "
-                f"got {tuple(values.shape)}"
+                "extractor",
+                f"{self.name} must return {what} features of shape ({count}, d), got {tuple(values.shape)}",
             )
         return values.detach().to("cpu", torch.float32)
 
@@ -70,11 +70,11 @@ def load_custom(name: str, device: torch.device) -> CustomExtractor:
         try:
             function = function()
         except Exception as error:  # the user's own code
-            raise InputError(f"extractor: {name} could not be made: {one_line(error)}") from error
+            raise InputError("extractor", f"{name} could not be made: {one_line(error)}") from error
     if not callable(function) or inspect.isclass(function):
-        raise InputError(f"extractor: {name} must be a module or a function, got {type(function).__name__}")
+        raise InputError("extractor", f"{name} must be a module or a function, got {type(function).__name__}")
     if not isinstance(function, nn.Module) and _arguments(name, function) != 1:
-        raise InputError(f"extractor: {name} must take one argument, images")
+        raise InputError("extractor", f"{name} must take one argument, images")
     return CustomExtractor(
         name, function.to(device).eval() if isinstance(function, nn.Module) else function, device
     )
@@ -83,13 +83,13 @@ def load_custom(name: str, device: torch.device) -> CustomExtractor:
 def _imported(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise InputError(f"extractor: must be package.module:attribute, got {name!r}")
+        raise InputError("extractor", f"must be package.module:attribute, got {name!r}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` does, but last: what is installed goes first
     try:
         return attrgetter(attribute)(importlib.import_module(module_name))
     except Exception as error:  # of the user's own code as well
-        raise InputError(f"extractor: {name} cannot be imported: {one_line(error)}") from error
+        raise InputError("extractor", f"{name} cannot be imported: {one_line(error)}") from error
 
 
 def _arguments(name: str, function: Callable[..., Any]) -> int:

@@ -72,7 +72,7 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
     folder = Path(source) if Path(source).is_dir() else _fetched(source)
     files = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
-        raise InputError(f"extractor weights: {folder} holds no model.safetensors")
+        raise InputError("extractor weights", f"{folder} holds no model.safetensors")
     try:
         # Plain attention: how precise float32 is in the fused one depends on the GPU.
         loaded: Any = Dinov2Model.from_pretrained(
@@ -89,7 +89,9 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
             raise ValueError(f"{len(missing)} tensors are missing or of another shape, like {missing[0]}")
         _fit_positions(network)
     except Exception as error:  # of transformers, safetensors and json
-        raise InputError(f"extractor weights: {folder} holds no DINOv2 network: {one_line(error)}") from error
+        raise InputError(
+            "extractor weights", f"{folder} holds no DINOv2 network: {one_line(error)}"
+        ) from error
     return Dinov2Extractor(network, hash_files([folder / "config.json", *files]), device)
 
 
@@ -102,8 +104,8 @@ def _fetched(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=wanted))
     except Exception as error:  # no such name, no access, no network
         raise InputError(
-            f"extractor weights: {source} is neither a folder nor can it be had from the Hugging Face Hub: "
-            f"{one_line(error)}"
+            "extractor weights",
+            f"{source} is neither a folder nor can it be had from the Hugging Face Hub: {one_line(error)}",
         ) from error
 
 

@@ -88,7 +88,7 @@ def load_inception(device: torch.device, weights: Path | None = None) -> Incepti
         )
     except RuntimeError as error:
         raise InputError(
-            f"extractor weights: {path} is not of torch-fidelity's Inception: {one_line(error)}"
+            "extractor weights", f"{path} is not of torch-fidelity's Inception: {one_line(error)}"
         ) from error
     return InceptionExtractor(network, fingerprint, device)
 
@@ -102,8 +102,9 @@ def _fetched(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path))  # appears under its name once it is complete
         except Exception as error:  # no network, a proxy's answer, a full disk
             raise InputError(
-                f"extractor weights: {path.name} is not in {path.parent} and could not be downloaded "
-                f"from {url} ({one_line(error)}); put it there or name the file"
+                "extractor weights",
+                f"{path.name} is not in {path.parent} and could not be downloaded "
+                f"from {url} ({one_line(error)}); put it there or name the file",
             ) from error
     return path
 
@@ -114,13 +115,13 @@ def _checked_weights(path: Path) -> tuple[io.BytesIO, str]:
         content = path.read_bytes()
         state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except OSError as error:
-        raise InputError(f"extractor weights: {path} cannot be read: {one_line(error)}") from error
+        raise InputError("extractor weights", f"{path} cannot be read: {one_line(error)}") from error
     except Exception as error:  # pickle, zip and tensor errors of many kinds
         raise InputError(
-            f"extractor weights: {path} holds more than weights or is damaged, refused: {one_line(error)}"
+            "extractor weights", f"{path} holds more than weights or is damaged, refused: {one_line(error)}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"extractor weights: {path} is not a dictionary of tensors")
+        raise InputError("extractor weights", f"{path} is not a dictionary of tensors")
     checked = io.BytesIO()
     torch.save(dict(state), checked)
     checked.seek(0)
