@@ -1,7 +1,13 @@
 """The errors that tell a user what to change, and the one that tells what is broken outside."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import overload
+
+_NAMES: ContextVar[Mapping[str, str]] = ContextVar("names of arguments", default=MappingProxyType({}))
 
 
 class InputError(ValueError):
@@ -49,9 +55,38 @@ class InputError(ValueError):
         """The error at the place where it was found, an option in a file say: `place: subject: message`."""
         return InputError(place, str(self))
 
+    def with_hint(self, hint: str) -> "InputError":
+        """The error with what the caller can say about a way out: `subject: message; hint`."""
+        return InputError(self.subject, f"{self.message}; {hint}")
+
 
 class DataError(RuntimeError):
     """A data set failed, by an error of its own or because a process that reads it has ended.
 
     The message quotes the error. The command line prints it without a traceback and exits with code 1.
     """
+
+
+@contextmanager
+def arguments_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, an `InputError` about an argument in `names` is about the name that it has there.
+
+    For a program that offers arguments of a function under names of its own:
+    `with arguments_named({"count": "--images"}): …`. Names within it are those of the next one around it.
+    """
+    around = _NAMES.get()
+    token = _NAMES.set({**around, **{name: around.get(own, own) for name, own in names.items()}})
+    try:
+        yield
+    except InputError as error:
+        name = names.get(error.subject or "")
+        if name is None:
+            raise
+        raise error.about(name) from error
+    finally:
+        _NAMES.reset(token)
+
+
+def name_of(argument: str) -> str:
+    """What the caller calls an argument, for a message that mentions another one than its subject."""
+    return _NAMES.get().get(argument, argument)

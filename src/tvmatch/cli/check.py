@@ -87,9 +87,8 @@ def _model(name: str) -> tuple[TrainedModel, str]:
     try:
         return load(name), name
     except InputError as error:
-        raise InputError(
-            "model", f"{error}; take a run folder, a checkpoint, or {', '.join(PRESETS)}"
-        ) from None
+        hint = f"take a run folder, a checkpoint, or {', '.join(PRESETS)}"
+        raise error.within("model").with_hint(hint) from None
 
 
 def _print_facts(setting: Setting, model: TrainedModel, name: str) -> None:

@@ -27,7 +27,7 @@ from tvmatch.data.image_reader import open_images
 from tvmatch.data.latents import INFO_NAME, Flips, LatentsInfo
 from tvmatch.data.pixels import Crop
 from tvmatch.data.spec import DataSpec
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, arguments_named
 from tvmatch.trained_model import read_spec
 from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser, recipe, recipe_names
@@ -37,6 +37,11 @@ Turn images into an autoencoder's posteriors (mean and standard deviation), in s
 memory-mapped. Given the same options again it goes on with the shards that are missing, after a kill or a
 full disk too. Several processes share the work: under torchrun, or each with a --part of its own. Nothing
 is overwritten."""
+_OPTIONS = {  # of this command, by those of training's data section
+    "data.path": "data",
+    "data.latents": "data",
+    **{f"data.{name}": name for name in ("split", "label_column", "image_column", "resolution", "crop")},
+}
 _FAR = 0.5  # of a deviation; the recipes for 256 and 512 pixels are 0.15 apart
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SECONDS_A_LINE = 60  # without a terminal, which would have a bar
@@ -49,7 +54,7 @@ def run(arguments: list[str]) -> int:
         raise InputError("workers", f"must be at least 0, got {parsed.workers}")
     part, out = _part(parsed.part), Path(parsed.out)
     again = f"tvmatch encode {shlex.join(arguments)}"
-    with _options_by_their_names():
+    with arguments_named(_OPTIONS):
         encoder = _encoder(parsed, out)
         try:
             with _progress(encoder, part) as on_images:
@@ -169,7 +174,7 @@ def _part(given: str | None) -> Part:
         try:
             started = torchrun.rank_and_count()
         except InputError as error:
-            raise InputError("part", f"{error}; --part=1/1 takes no notice of them") from None
+            raise error.within("part").with_hint("--part=1/1 takes no notice of them") from None
         return WHOLE if started is None else Part(*started)
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -264,14 +269,3 @@ def _warn_of_another_scale(spec: DataSpec, mean: tuple[float, ...], std: tuple[f
     if shift > _FAR or max(ratios) > 1 + _FAR or min(ratios) < 1 / (1 + _FAR):
         means, stds = (", ".join(f"{number:.5g}" for number in numbers) for numbers in (mean, std))
         print(f"these latents are of another scale: measured mean {means}; std {stds}", file=sys.stderr)
-
-
-@contextmanager
-def _options_by_their_names() -> Iterator[None]:
-    """The options of training's data section go by other names here."""
-    try:
-        yield
-    except InputError as error:
-        text = re.sub(r"\bdata\.(path|latents)\b", "data", str(error))
-        text = re.sub(r"\bdata\.(split|label_column)\b", r"\1", text)
-        raise InputError(text.removeprefix("data.")) from error

@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
             label_dropout=not table_of_classes,
         )
     except InputError as error:
-        raise InputError(path, str(error)) from None
+        raise error.within(path) from None
     if training.label_dropout == 0 and imported.network.class_count:
         # Also where the table has a row for the dropped label, untrained.
         imported.network.conditioning.without_label_dropout()

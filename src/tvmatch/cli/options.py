@@ -109,9 +109,8 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
         if config.training.sample_every == 0:
             print(f"no samples will be drawn: {error}", file=sys.stderr)
             return None
-        raise InputError(
-            f"{error}; data.autoencoder names another place, training.sample_every=0 draws no samples"
-        ) from None
+        hint = "data.autoencoder names another place, training.sample_every=0 draws no samples"
+        raise error.with_hint(hint) from None
     autoencoder.check(spec.autoencoder)
     return autoencoder
 

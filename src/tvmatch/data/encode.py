@@ -187,8 +187,8 @@ class Encoder:
 
     def _write(self, batch: ImageBatch, writer: ShardWriter, *, skip: bool) -> None:
         if batch.problems and not skip:
-            raise InputError(f"{batch.problems[0]}; on_bad_image=skip leaves such images out")
-        writer.skipped += batch.problems
+            raise batch.problems[0].with_hint("on_bad_image=skip leaves such images out")
+        writer.skipped += map(str, batch.problems)
         if batch.values is not None:
             copies = 2 if self._options.flips == "stored" else 1
             labels = [self._source.label(number) for number in batch.numbers for _ in range(copies)]

@@ -27,7 +27,7 @@ class ImageBatch(NamedTuple):
 
     numbers: tuple[int, ...]
     values: Tensor | None
-    problems: tuple[str, ...]
+    problems: tuple[InputError, ...]
 
 
 def available_cores() -> int:
@@ -62,7 +62,7 @@ def read_batches(
 class _Item(NamedTuple):
     number: int
     values: Tensor | None
-    problem: str | None
+    problem: InputError | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Reader:
             pixels = self.source.pixels(number, self.resolution, self.crop, self.channels)
             return _Item(number, torch.tensor(pixels, device="cpu"), None)
         except InputError as error:
-            return _Item(number, None, str(error))
+            return _Item(number, None, error)
 
 
 def _collate(items: list[_Item]) -> ImageBatch:

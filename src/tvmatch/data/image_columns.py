@@ -7,7 +7,7 @@ import datasets
 
 from tvmatch.data.image_rows import Source
 from tvmatch.data.spec import MOST_CLASSES
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, name_of
 
 AUTO = "auto"
 
@@ -54,8 +54,7 @@ def choose_label_column(source: Source, column: str | None, path: str) -> str | 
     """
     if column != AUTO:
         return column
-    if source.notes.problem:
-        raise InputError("data.path", source.notes.problem)
+    _refuse(source.notes.problem)
     rows = source.rows
     if "label" in rows.column_names:
         labels = rows.with_format("arrow")["label"][:]
@@ -74,6 +73,12 @@ def choose_label_column(source: Source, column: str | None, path: str) -> str | 
     return None
 
 
+def _refuse(problem: str) -> None:
+    if problem:
+        way_out = f"or take {name_of('data.label_column')} null, for no classes"
+        raise InputError("data.path", f"{problem}, {way_out}")
+
+
 def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...], dict[str, int] | None]:
     """Names of the classes in the order of their numbers, and a name's number if the column holds names.
 
@@ -81,8 +86,8 @@ def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...
         InputError: there is no such column, or it holds anything but classes.
     """
     rows = source.rows
-    if source.notes.problem and column == "label":
-        raise InputError("data.path", source.notes.problem)
+    if column == "label":
+        _refuse(source.notes.problem)
     if column not in rows.column_names:
         columns = ", ".join(rows.column_names)
         raise InputError("data.label_column", f"there is no column {column!r}; the columns are {columns}")

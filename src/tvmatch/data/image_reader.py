@@ -96,7 +96,7 @@ class ImageSource:
                 raise InputError("there is no image")
             return decode(content, height, width, channels, crop)
         except InputError as error:
-            raise InputError(self._images.name(image, index), str(error)) from error
+            raise error.within(self._images.name(image, index)) from error
         except Exception as error:  # Pillow's readers raise every kind for a broken file
             raise InputError(self._images.name(image, index), what_is_wrong(error)) from error
 

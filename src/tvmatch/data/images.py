@@ -212,9 +212,9 @@ class _Preparation:
         for row, image, place in zip(rows, batch[self.image_column], places, strict=True):
             content, problem = self._pixels(image, place, row)
             if problem is not None and not self.skip:
-                raise InputError(f"{problem}; data.on_bad_image=skip leaves such images out")
+                raise problem.with_hint("data.on_bad_image=skip leaves such images out")
             pixels.append(content)
-            problems.append(problem)
+            problems.append(None if problem is None else str(problem))
         labels: list[Any] = batch[self.label_column] if self.label_column is not None else [0] * len(rows)
         if self.class_numbers is not None:
             labels = [self.class_numbers[label] for label in labels]
@@ -222,18 +222,18 @@ class _Preparation:
 
     def _pixels(
         self, image: Mapping[str, Any] | None, place: Sequence[int] | None, row: int
-    ) -> tuple[bytes | None, str | None]:
+    ) -> tuple[bytes | None, InputError | None]:
         """The bytes of one image, or None and what is wrong with it."""
         name = self.images.name(image, row)
         try:
             encoded = self.images.content(image, place)
             if not encoded:
-                return None, f"{name}: there is no image"
+                return None, InputError(name, "there is no image")
             return decode(encoded, self.height, self.width, self.channels, self.crop).tobytes(), None
         except InputError as error:  # latents: no bad image, but another kind of data
-            raise InputError(name, str(error)) from error
+            raise error.within(name) from error
         except Exception as error:  # Pillow's readers raise every kind for a broken file
-            return None, f"{name}: {what_is_wrong(error)}"
+            return None, InputError(name, what_is_wrong(error))
 
 
 def _checked_size(options: ImagesData) -> tuple[int, int]:

@@ -131,17 +131,19 @@ class _Failure(NamedTuple):
     """An exception of another process in words, since not every exception can be pickled."""
 
     of_input: bool
+    subject: str | None
     message: str
     trace: str
 
     @classmethod
     def of(cls, error: BaseException) -> "_Failure":
-        mistake = isinstance(error, InputError)
-        message = str(error) if mistake else _quoted(error)
-        return cls(mistake, message, "".join(traceback.format_exception(error)))
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, InputError):
+            return cls(True, error.subject, error.message, trace)
+        return cls(False, None, _quoted(error), trace)
 
     def error(self) -> InputError | DataError:
-        error = (InputError if self.of_input else DataError)(self.message)
+        error = InputError(self.subject, self.message) if self.of_input else DataError(self.message)
         error.add_note(f"In the process that reads:\n{self.trace}")
         return error
 

@@ -5,7 +5,6 @@ Shapes: d pooled and s spatial features; H × W pixels.
 
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from tvmatch.data.base import epoch_indices
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, arguments_named
 from tvmatch.evaluation import reference_files
 from tvmatch.evaluation.collection import FeatureSizes, ImageSource, Kept, collect, feature_sizes
 from tvmatch.evaluation.extractors import Extractor
@@ -184,10 +183,9 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
     height, width = work.shape[1:]
     if crop is None:
         crop = "dhariwal" if height == width else "centre"
-    try:
+    names = {"data.path": "reference", "data.split": "reference_split", "data.crop": "reference_crop"}
+    with arguments_named(names):
         check_crop(crop, height, width)
-    except InputError as error:
-        raise InputError(str(error).replace("data.crop:", "reference_crop:")) from error
     channels = 1 if work.shape[0] == 1 else 3
     facts = {
         "source": path,
@@ -201,11 +199,8 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
     def images() -> Iterator[tuple[ImageSource, int]]:
         if not work.processes.is_first:
             work.processes.wait()  # until the first has found them, which may take a download
-        try:
+        with arguments_named(names):
             source = open_images(path, split, label_column=None)
-        except InputError as error:
-            message = re.sub(r"\bdata\.path\b", "reference", str(error))
-            raise InputError(re.sub(r"\bdata\.split\b", "reference_split", message)) from error
         if work.processes.is_first:
             work.processes.wait()
         # An epoch's order: every image once, and the first of them are a random choice.
@@ -216,7 +211,7 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
         def batch(numbers: range) -> Tensor:
             read = next(decoded)  # they are asked for in turn
             if read.problems:
-                raise InputError("reference", read.problems[0])
+                raise read.problems[0].within("reference")
             if read.values is None or read.values.dtype != torch.uint8:
                 raise InputError("reference", f"{path} holds latents, it must hold images")
             return read.values.float() / 255

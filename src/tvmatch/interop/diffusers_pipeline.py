@@ -7,8 +7,7 @@ import importlib
 import itertools
 import json
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, arguments_named
 from tvmatch.flow_map import FlowMap
 from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
 from tvmatch.interop.hub import download
@@ -29,6 +28,12 @@ from tvmatch.models import DiT
 from tvmatch.sampling import jump, sample_noise, time_grid
 from tvmatch.trained_model import TrainedModel
 
+_NAMES = {  # of arguments here, by those of `TrainedModel.sample`
+    "labels": "class_labels",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "count": "batch_size",
+}
 _DECODED_TOGETHER = 4 * 256 * 256  # pixels: 3 GB of activations in Stable Diffusion's decoder
 
 
@@ -220,7 +225,7 @@ class TVMPipeline(DiffusionPipeline):
             batch_size = 1
         if isinstance(class_labels, Tensor):
             class_labels = class_labels.tolist()
-        with _our_names():
+        with arguments_named(_NAMES):
             grid = time_grid(_whole("steps", num_inference_steps), times)
             labels, count = model._classes(class_labels, batch_size)
             weight = model.guidance_weight(guidance_scale)
@@ -301,19 +306,3 @@ def _whole(name: str, number: Any) -> int:
         return operator.index(number)
     except TypeError:
         raise InputError(name, f"must be a whole number, got {number!r}") from None
-
-
-@contextmanager
-def _our_names() -> Iterator[None]:
-    """Mistakes under the names that the arguments have in a pipeline."""
-    renamed = {
-        "guidance": "guidance_scale",
-        "labels": "class_labels",
-        "steps": "num_inference_steps",
-        "count": "batch_size",
-    }
-    try:
-        yield
-    except InputError as error:
-        name, separator, rest = str(error).partition(":")
-        raise InputError(renamed.get(name, name) + separator + rest) from None

@@ -78,8 +78,8 @@ def check_autoencoder(vae: Any, spec: DataSpec) -> None:
         except InputError as error:
             for dtype in (torch.bfloat16, torch.float16):
                 if all(torch.equal(weights, weights.to(dtype).float()) for weights in vae.parameters()):
-                    hint = f"; these were saved in half precision, which dtype={dtype} loads unchecked"
-                    raise InputError(f"{error}{hint}") from None
+                    hint = f"these were saved in half precision, which dtype={dtype} loads unchecked"
+                    raise error.with_hint(hint) from None
             raise
 
 

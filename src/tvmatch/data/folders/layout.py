@@ -97,9 +97,6 @@ def splits_within_classes(images: Sequence[str]) -> str:
     return ""
 
 
-_WAY_OUT = "or take data.label_column null, for no classes"
-
-
 def _image_without_class(images: Sequence[str], where: str) -> str:
     stray = [image for image in images if "/" not in image]
     if not stray:
@@ -107,7 +104,7 @@ def _image_without_class(images: Sequence[str], where: str) -> str:
     more = f" (and {len(stray) - 1} more)" if len(stray) > 1 else ""
     return (
         f"{where}/{printable(stray[0])}{more} has no class, which is the first folder below "
-        f"{where}, where other images lie; move it into one, move it away, {_WAY_OUT}"
+        f"{where}, where other images lie; move it into one, move it away"
     )
 
 
@@ -116,7 +113,7 @@ def _folder_of_two_classes(again: Mapping[str, str], where: str) -> str:
         if link.split("/")[0] != first.split("/")[0]:
             return (
                 f"{where}/{printable(link)} and {where}/{printable(first)} are one folder, of "
-                f"two classes; remove one of them, {_WAY_OUT}"
+                f"two classes; remove one of them"
             )
     return ""
 
@@ -129,7 +126,7 @@ def _class_without_images(
             continue
         files = [name for name in others if class_of(name) == folder]
         holds = f"holds no images that can be read, but {formats_in_words(files)}" if files else "is empty"
-        return f"{where}/{printable(folder)} {holds}: a class without images; fill it, remove it, {_WAY_OUT}"
+        return f"{where}/{printable(folder)} {holds}: a class without images; fill it, remove it"
     return ""
 
 
@@ -138,6 +135,6 @@ def _unprintable_class(names: Sequence[str], where: str) -> str:
         if any(unicodedata.category(character) in _CONTROL for character in name):
             return (
                 f"{where}/{printable(name)} cannot name a class, it has control characters or is "
-                f"not in UTF-8; rename it, {_WAY_OUT}"
+                f"not in UTF-8; rename it"
             )
     return ""

@@ -9,7 +9,7 @@ from tvmatch.data.folders.splits import SPLIT_OF, find_splits
 from tvmatch.data.folders.walk import Level, Tree, level, stamp
 from tvmatch.data.found import LeftOut, Notes
 from tvmatch.data.listing import Listing, digest
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, name_of
 
 
 def choose_split(root: Path, tree: Tree, split: str) -> str:
@@ -87,7 +87,7 @@ def check_classes_hold_no_splits(images: Sequence[str], where: str) -> None:
         raise InputError(
             "data.path",
             f"{where} holds {within}: splits are folders of the data set, above its classes; move "
-            "them there, or give the folder that holds them as data.path",
+            f"them there, or give the folder that holds them as {name_of('data.path')}",
         )
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tvmatch.data.folders.walk import Level
 from tvmatch.data.found import printable
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, name_of
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -95,7 +95,7 @@ class Splits(NamedTuple):
             raise InputError(
                 "data.split",
                 f"{split!r} of {path} is both {' and '.join(map(printable, found))}; give one of "
-                f"them as data.path, like {path}/{printable(found[0])}",
+                f"them as {name_of('data.path')}, like {path}/{printable(found[0])}",
             )
         return found[0]
 
@@ -146,8 +146,8 @@ def _unnamed(alike: list[str], path: str) -> str:
     first = printable(next(name for name in alike if kind_of_split(name) == "training"))
     return (
         f"{path} holds {', '.join(map(printable, alike))}, which look like splits, but those are "
-        f"called train, validation or test: name one of these with --data.split {first}, give data.path "
-        f"{path}/{first}, or rename them"
+        f"called train, validation or test: name one of these with --{name_of('data.split')} {first}, "
+        f"give {name_of('data.path')} {path}/{first}, or rename them"
     )
 
 
@@ -161,13 +161,14 @@ def _stray(known: dict[str, list[str]], images: list[str], path: str) -> str:
 def _beside(known: dict[str, list[str]], other: list[str], path: str) -> str:
     first, beside = printable(next(iter(known.values()))[0]), printable(other[0])
     splits = ", ".join(sorted(known))
+    option = f"--{name_of('data.split')}"
     holds = f"{path} holds splits ({splits}) and also {beside}, which is no split's name"
     if "train" in known:
         return (
-            f"{holds}: give data.path {path}/{first} for that split alone, name the other one with "
-            f"--data.split {beside}, or move or rename one of them"
+            f"{holds}: give {name_of('data.path')} {path}/{first} for that split alone, name the other one "
+            f"with {option} {beside}, or move or rename one of them"
         )
     return (
-        f"{holds}: if that is a class, move or rename {first}, or take it alone with --data.split {first}; "
-        f"if it is a split, name it with --data.split {beside}"
+        f"{holds}: if that is a class, move or rename {first}, or take it alone with {option} {first}; "
+        f"if it is a split, name it with {option} {beside}"
     )
