@@ -528,7 +528,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "few samples": (
         lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), count=1),
-        "samples: must be at least 2, got 1",
+        "count: must be at least 2, got 1",
     ),
     "few samples for splits": (
         lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), count=9, metrics=("is",)),

@@ -27,12 +27,8 @@ class InputError(ValueError):
     @overload
     def __init__(self, subject: str | os.PathLike[str] | None, message: str, /) -> None: ...
 
-    def __init__(self, *parts: str | os.PathLike[str] | None) -> None:
-        if not 1 <= len(parts) <= 2:
-            raise TypeError(
-                f"InputError takes a subject and a message, or a message, got {len(parts)} arguments"
-            )
-        super().__init__(*(str(part) for part in parts if part is not None))
+    def __init__(self, first: str | os.PathLike[str] | None, message: str | None = None, /) -> None:
+        super().__init__(*(str(part) for part in (first, message) if part is not None))
 
     @property
     def subject(self) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, name_of
 from tvmatch.flow_map import FlowMap
 from tvmatch.seeds import RowDraws
 
@@ -53,7 +53,9 @@ def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[flo
     if len(grid) < 2 or grid[0] != 1 or grid[-1] != 0 or not decreasing:
         raise InputError("times", f"must decrease strictly from 1 to 0, got {list(grid)}")
     if steps not in (1, len(grid) - 1):
-        raise InputError("times", f"{len(grid)} times make {len(grid) - 1} steps, but steps is {steps}")
+        raise InputError(
+            "times", f"{len(grid)} times make {len(grid) - 1} steps, but {name_of('steps')} is {steps}"
+        )
     return grid
 
 

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from tvmatch.cli import options, results
 from tvmatch.data.config import ImagesData, LatentsData
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, arguments_named
 from tvmatch.evaluation import (
     evaluate_features,
     features_table,
@@ -107,6 +107,7 @@ def add_options(parser: OneLineParser) -> None:
     )
 
 
+@arguments_named({"count": "samples"})
 def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, ...]) -> int:
     """Measure, write and print; the first of several processes does the latter two.
 

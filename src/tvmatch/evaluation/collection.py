@@ -172,7 +172,7 @@ def collect(
     if batch_size < 1:
         raise InputError("batch_size", f"must be at least 1, got {batch_size}")
     if count < 2:
-        raise InputError("samples", f"must be at least 2, got {count}")
+        raise InputError("count", f"must be at least 2, got {count}")
     pooled = RunningGaussian(sizes.pooled)
     spatial = RunningGaussian(sizes.spatial or 0)
     vectors = [torch.zeros(0, sizes.pooled, dtype=torch.float32, device="cpu")]

@@ -171,7 +171,7 @@ def check_request(
     if metrics is not None and (not metrics or not set(metrics) <= set(METRICS)):
         raise InputError("metrics", f"must be among {', '.join(METRICS)}, got {', '.join(metrics) or 'none'}")
     if count < 2:
-        raise InputError("samples", f"must be at least 2, got {count}")
+        raise InputError("count", f"must be at least 2, got {count}")
     if seed < 0:
         raise InputError("seed", f"must not be negative, got {seed}")
     if batch_size < 1:
