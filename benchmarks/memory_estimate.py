@@ -23,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from tvmatch.data.base import Batch
 from tvmatch.data.spec import DataSpec
 from tvmatch.models import DiTConfig
+from tvmatch.objectives import TVM
 from tvmatch.training.acceleration import accelerate
 from tvmatch.training.checkpoint import TrainingState
-from tvmatch.training.config import Config, ObjectiveConfig, TrainingConfig
+from tvmatch.training.config import Config, TrainingConfig
 from tvmatch.training.estimate import estimate
 from tvmatch.training.start import initial_state
 from tvmatch.training.step import draw_inputs, training_step
@@ -138,7 +139,7 @@ def main() -> None:
     config = Config(
         # The spectral initialisation finds largest singular values: minutes for a large network.
         network=DiTConfig(preset=preset, spectral_init=False),
-        objective=ObjectiveConfig(guidance_weight=2.0),
+        objective=TVM(guidance_weight=2.0),
         training=TrainingConfig(batch_size=arguments.batch, precision=precision, compile=arguments.compile),
     )
     spec = image_spec((4, 32, 32), 1000)

@@ -22,8 +22,8 @@ from tvmatch.attention import attention_reference
 from tvmatch.dual import Dual
 from tvmatch.models import DiT, DiTConfig, layers
 from tvmatch.objectives import tvm_loss
+from tvmatch.objectives.times import TimesConfig, sample_times
 from tvmatch.seeds import RowDraws
-from tvmatch.times import TimesConfig, sample_times
 
 
 def _part_of_training(name: str) -> ModuleType:

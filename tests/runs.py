@@ -72,7 +72,7 @@ def every_switch(steps: int = 8, **training: Any) -> Config:
     config = tiny_config(steps, accumulation=2, ema_warmup=True, **training)
     config.objective.guidance_weight = (1.5, 3.0)
     config.objective.label_dropout = 0.3
-    config.times.equal_probability = 0.2
+    config.objective.times.equal_probability = 0.2
     config.optimizer.weight_decay = 0.1
     config.optimizer.warmup_steps = 3
     config.optimizer.decay_fraction = 0.5

@@ -271,7 +271,7 @@ def test_one_line_and_nothing_changed(name: str, made: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("times: {gap: null}", "times.gap: must be a pair of numbers like [1,2], got None"),
+        ("times: {gap: null}", "objective.times.gap: must be a pair of numbers like [1,2], got None"),
         ("data: {split: null}", "data.split: must be one of 'train', 'fit', got None"),
         ("seed: null", "seed: must be a whole number, got None"),
         ("initial: [run]", "initial: must be text or null, got ['run']"),

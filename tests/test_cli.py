@@ -435,12 +435,12 @@ def test_resuming_says_what_changed(quick: None, capsys: pytest.CaptureFixture[s
     assert main(["train", "--resume", "run"]) == 0
     assert "changed in this run" not in capsys.readouterr().err
     rate = tvmatch.recipe("gaussians").optimizer.learning_rate
-    gap = list(tvmatch.recipe("gaussians").times.gap)
+    gap = list(tvmatch.recipe("gaussians").objective.times.gap)
     assert main(["train", "--resume", "run", *changes]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed in this")]
     assert line == (
-        f"changed in this run: times.gap: {gap} → [-1.0, 2.0], optimizer.learning_rate: {rate} → 0.5, "
-        "training.steps: 4 → 5"
+        f"changed in this run: objective.times.gap: {gap} → [-1.0, 2.0], "
+        f"optimizer.learning_rate: {rate} → 0.5, training.steps: 4 → 5"
     )
     assert main(["train", "--resume", "run"]) == 0  # with the changes, which are the run's own by now
     assert "changed in this run" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,10 @@ from tvmatch.data.config import DensityData, DigitsData, ImagesData
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.models import MLP, DiT
+from tvmatch.objectives import TVM
 from tvmatch.trained_model import build_network
 from tvmatch.training import Config, recipe, recipe_names
 from tvmatch.training.config import (
-    DensityConfig,
-    DigitsConfig,
-    ImagesConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -74,17 +72,12 @@ def test_a_recipe_is_complete(name: str) -> None:
     assert content["recipe"] == name
     config = recipe(name)
     config.check()
-    kinds: dict[type[Config], tuple[type, DataSpec, type]] = {
-        DigitsConfig: (DigitsData, DataSpec("image", (1, 8, 8), tuple("0123456789"), (0.5,), (0.5,)), DiT),
-        DensityConfig: (DensityData, DataSpec("points", (2,), None, (0.0, 0.0), (1.0, 1.0)), MLP),
-        ImagesConfig: (
-            ImagesData,
-            DataSpec("image", (3, 32, 32), ("a", "b"), (0.5,) * 3, (0.5,) * 3),
-            DiT,
-        ),
+    kinds: dict[type, tuple[DataSpec, type]] = {
+        DigitsData: (DataSpec("image", (1, 8, 8), tuple("0123456789"), (0.5,), (0.5,)), DiT),
+        DensityData: (DataSpec("points", (2,), None, (0.0, 0.0), (1.0, 1.0)), MLP),
+        ImagesData: (DataSpec("image", (3, 32, 32), ("a", "b"), (0.5,) * 3, (0.5,) * 3), DiT),
     }
-    data, spec, network = kinds[type(config)]
-    assert isinstance(config.data, data)
+    spec, network = kinds[type(config.data)]
     with torch.device("meta"):
         assert isinstance(build_network(config.network, spec), network)
     assert config.training.steps == content["training"]["steps"]
@@ -100,8 +93,8 @@ def test_unknown_recipe() -> None:
 def test_yaml_round_trip(name: str) -> None:
     """What a run folder's config.yaml says is what was used, every value of it."""
     config = recipe(name)
-    config.times.distribution = "truncated"
-    config.times.gap = (0.25, 1.5)
+    config.objective.times.distribution = "truncated"
+    config.objective.times.gap = (0.25, 1.5)
     config.optimizer.gradient_clip = 0.5
     config.optimizer.epsilon = 1e-12
     config.training.keep_checkpoints = None
@@ -111,7 +104,6 @@ def test_yaml_round_trip(name: str) -> None:
         config.data = ImagesData(path="größer/weiter", resolution=(32, 64), channels=1, label_column=None)
     again = parse_config(yaml.safe_load(to_yaml(config)), "config.yaml")
     assert again == config
-    assert type(again) is type(config)
 
 
 # Precedence
@@ -135,7 +127,6 @@ def test_a_file_may_name_its_recipe(tmp_path: Path, requested: Requested) -> Non
     file = write(tmp_path / "mine.yaml", {"recipe": "moons", "training": {"steps": 5}})
     assert main(["train", "--config", file, "--out", "somewhere"]) == 0
     config, out, *_ = requested.pop()
-    assert isinstance(config, DensityConfig)
     assert config.data == DensityData("moons")
     assert config.training.batch_size == recipe("moons").training.batch_size
     assert out == Path("somewhere")
@@ -197,7 +188,7 @@ def test_pairs_and_nothing(requested: Requested) -> None:
     assert main(["train", "digits", *options]) == 0
     config = requested.pop()[0]
     assert config.objective.guidance_weight == (1.0, 2.5)
-    assert config.times.gap == (-1.0, 0.5)
+    assert config.objective.times.gap == (-1.0, 0.5)
     assert config.training.keep_checkpoints is None
     assert config.optimizer.gradient_clip == 1.0
     assert config.objective.detach_jvp is True
@@ -283,7 +274,7 @@ def test_unknown_and_abbreviated_options(option: str, capsys: pytest.CaptureFixt
         ("training:\n  steps: true\n", "training.steps: must be a whole number, got True"),
         ("training:\n  ema_warmup: maybe\n", "training.ema_warmup: must be true or false, got maybe"),
         ("optimizer:\n  learning_rate: fast\n", "optimizer.learning_rate: must be a number, got fast"),
-        ("times:\n  gap: [1]\n", "times.gap: must be a pair of numbers like [1,2], got [1]"),
+        ("times:\n  gap: [1]\n", "objective.times.gap: must be a pair of numbers like [1,2], got [1]"),
         ("resume: runs/digits\n", "resume: give it on the command line, --resume runs/digits"),
         ("seed: 1\ntraining:\n  steps: 1\n  steps: 2\n", "steps: given twice, again in line 4"),
         ("training:\n  steps: 1\ntraining:\n  batch_size: 2\n", "training: given twice, again in line 3"),
@@ -386,7 +377,7 @@ def test_pairs_need_no_brackets(value: str, requested: Requested) -> None:
         assert main(["train", "digits", *given, "--times.gap", "-1,.5", "--times.s=-.4,1"]) == 0
         config = requested.pop()[0]
         assert config.objective.guidance_weight == (1.0, 2.5)
-        assert (config.times.gap, config.times.s) == ((-1.0, 0.5), (-0.4, 1.0))
+        assert (config.objective.times.gap, config.objective.times.s) == ((-1.0, 0.5), (-0.4, 1.0))
     assert main(["train", "image_folder", "--data.path=x", "--data.resolution", "32,64"]) == 0
     assert requested.pop()[0].data.resolution == (32, 64)
 
@@ -394,12 +385,12 @@ def test_pairs_need_no_brackets(value: str, requested: Requested) -> None:
 @pytest.mark.parametrize("value", ["1,2,3", "1;2", "1,b"])
 def test_what_is_no_pair(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", f"--times.gap={value}"]) == 2
-    assert one_line(capsys).startswith("times.gap: must be a pair of numbers like [1,2], got")
+    assert one_line(capsys).startswith("objective.times.gap: must be a pair of numbers like [1,2], got")
 
 
 def test_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     for option, expected in (
-        ("objective.guidance_weight", "finite and at least 1 and at most 1,000,000"),
+        ("objective.guidance_weight", "finite and at least 1"),
         ("optimizer.learning_rate", "finite and positive"),
     ):
         assert main(["train", "digits", f"--{option}=.inf"]) == 2
@@ -427,16 +418,13 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "network.depth": (["0"], ["1"]),
     "network.heads": (["0", "3"], ["1"]),
     "network.patch_size": (["0", "-2"], ["1"]),
-    "network.mlp_ratio": (["0", "-1", ".inf", "1e300"], ["0.1"]),
+    "network.mlp_ratio": (["0", "-1", ".inf"], ["0.1"]),
     "network.time_frequencies": (["0"], ["1"]),
-    "times.equal_probability": (["-0.1", "1.1", ".nan"], ["0", "1"]),
-    "times.gap": (["[0,0]", "[.nan,1]", "[0,.inf]"], ["[0,0.1]"]),
-    "times.t": (["[0,-1]"], ["[0,0.1]"]),
-    "times.s": (["[.inf,1]"], ["[0,0.1]"]),
-    "objective.guidance_weight": (
-        ["0.99", "1e39", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"],
-        ["1", "1e6", "[1,2]"],
-    ),
+    "objective.times.equal_probability": (["-0.1", "1.1", ".nan"], ["0", "1"]),
+    "objective.times.gap": (["[0,0]", "[.nan,1]", "[0,.inf]"], ["[0,0.1]"]),
+    "objective.times.t": (["[0,-1]"], ["[0,0.1]"]),
+    "objective.times.s": (["[.inf,1]"], ["[0,0.1]"]),
+    "objective.guidance_weight": (["0.99", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"], ["1", "[1,2]"]),
     "objective.label_dropout": (["-0.1", "1.1", ".nan"], ["0", "1"]),
     "objective.target_ema": (["-0.1", "1", ".nan"], ["0", "0.999"]),
     "optimizer.learning_rate": (["0", "-1", ".inf", ".nan"], ["1e-9"]),
@@ -502,8 +490,8 @@ def test_guidance_needs_dropped_labels(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_choices(capsys: pytest.CaptureFixture[str]) -> None:
     for option, value, message in (
-        ("times.distribution", "even", "must be one of 'gap*', 'gap', 'truncated', 'clamped'"),
-        ("times.s_prime", "free", "must be one of 'independent', 'tied'"),
+        ("objective.times.distribution", "even", "must be one of 'gap*', 'gap', 'truncated', 'clamped'"),
+        ("objective.times.s_prime", "free", "must be one of 'independent', 'tied'"),
         ("network.time_embedding_init", "zero", "must be one of 'spectral', 'normal'"),
         ("training.precision", "float16", "must be one of 'auto', 'float32', 'bfloat16'"),
         ("network.preset", "X/2", "no preset 'X/2'; there are tiny/2"),
@@ -512,7 +500,7 @@ def test_choices(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "digits", f"--{option}={value}"]) == 2
         assert one_line(capsys).startswith(f"{option}: {message}")
     assert main(["train", "digits", "--times.s_prime=tied"]) == 2
-    assert one_line(capsys).startswith("times.s_prime: must be independent for gap*")
+    assert one_line(capsys).startswith("objective.times.s_prime: must be independent for gap*")
 
 
 def test_the_configuration_of_a_run_is_checked_alike(
@@ -540,7 +528,7 @@ def test_a_list_is_a_pair() -> None:
         config.objective.guidance_weight = pair  # type: ignore[assignment]
         config.check()
         assert config.objective.guidance_weight == (1.5, 2.0)
-        assert ObjectiveConfig(guidance_weight=pair) == ObjectiveConfig(guidance_weight=(1.5, 2.0))  # type: ignore[arg-type]
+        assert TVM(guidance_weight=pair) == TVM(guidance_weight=(1.5, 2.0))  # type: ignore[arg-type]
 
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -568,9 +556,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("training.precision", "fp16", "must be one of 'auto', 'float32', 'bfloat16', got 'fp16'"),
     ("training.ema_warmup", "no", "must be true or false, got 'no'"),
     ("training", {"steps": 3}, "must be a TrainingConfig, got {'steps': 3}"),
-    ("times.gap", 3, "must be a pair of numbers like [1,2], got 3"),
-    ("times.distributon", "gap", "no such option; did you mean times.distribution?"),
-    ("times.equal_probability", "half", "must be a number, got 'half'"),
+    ("objective.times.gap", 3, "must be a pair of numbers like [1,2], got 3"),
+    ("objective.times.distributon", "gap", "no such option; did you mean objective.times.distribution?"),
+    ("objective.times.equal_probability", "half", "must be a number, got 'half'"),
     ("network.depth", "3", "must be a whole number or null, got '3'"),
     ("network.qk_norm", "yes", "must be true or false, got 'yes'"),
     ("network.head", 2, "no such option; did you mean network.heads?"),
@@ -587,7 +575,7 @@ def test_attributes_that_are_wrong(key: str, value: Any, message: str) -> None:
     """An attribute that Python takes silently, and one that would fail later as something else."""
     config = recipe("digits")
     section, _, name = key.rpartition(".")
-    setattr(getattr(config, section) if section else config, name, value)
+    setattr(attrgetter(section)(config) if section else config, name, value)
     with pytest.raises(InputError) as caught:
         config.check()
     assert str(caught.value).startswith(f"{key}: {message}"), caught.value

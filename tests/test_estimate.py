@@ -20,11 +20,12 @@ from tvmatch.data.spec import DataSpec
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig, MLPConfig
+from tvmatch.objectives import TVM
 from tvmatch.training import recipe
-from tvmatch.training.config import Config, ObjectiveConfig, TrainingConfig
+from tvmatch.training.config import Config, TrainingConfig
 from tvmatch.training.estimate import Estimate, estimate
 from tvmatch.training.flops import BACKWARD_DUAL, FORWARD_DUAL
-from tvmatch.training.observer import BACKWARD, FORWARD_FLOW, FORWARD_TARGET, FORWARD_UNCONDITIONAL
+from tvmatch.training.observer import BACKWARD, FORWARD, FORWARD_TARGET, FORWARD_UNCONDITIONAL
 from tvmatch.training.observer import FORWARD_DUAL as PASS_WITH_TANGENT
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -41,7 +42,7 @@ POINTS = DataSpec("points", (2,), None, (0.0, 0.0), (1.0, 1.0))
 
 def config(network: Any = SMALL, *, weight: float = 2.0, target_ema: float = 0.99, **training: Any) -> Config:
     settings: dict[str, Any] = {"batch_size": 8, "precision": "float32"}
-    objective = ObjectiveConfig(guidance_weight=weight, target_ema=target_ema)
+    objective = TVM(guidance_weight=weight, target_ema=target_ema)
     return Config(network=network, objective=objective, training=TrainingConfig(**(settings | training)))
 
 
@@ -163,7 +164,7 @@ def test_operations_of_xl(xl: Estimate) -> None:
     """Of one image. DiT-XL/2 takes 118.6 G multiply-adds (arXiv 2212.09748), here with more embeddings."""
     images, blocks, tokens, width = 64, 28, 256, 1152
     per_image = {name: count / images for name, count in xl.flops.items()}
-    plain = per_image[FORWARD_FLOW]
+    plain = per_image[FORWARD]
     assert plain == pytest.approx(2 * 118.6e9, rel=0.01)
     assert per_image[FORWARD_TARGET] == plain == per_image[FORWARD_UNCONDITIONAL]
     # A tangent doubles every product but attention's, of which there are three times as many, 12 N²C for 4.

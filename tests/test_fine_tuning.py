@@ -74,7 +74,7 @@ def test_a_new_guidance_embedding_changes_nothing_at_first(tmp_path: Path) -> No
     config.network.guidance_embedding = True
     made = Trainer(config, images(), tmp_path / "run", device="cpu")
     draws = draw_inputs(images().batch(0, 8, 0), images().spec, config, 0, torch.device("cpu"))
-    arguments = (draws.x0, draws.times.t, draws.times.s, draws.conditions.labels)
+    arguments = (draws.x0, draws.times["t"], draws.times["s"], draws.condition.labels)
     for weight in (None, torch.full((8,), 1.7)):
         assert torch.equal(made.state.network(*arguments, weight), load(initial).network(*arguments))
     made.run()
@@ -220,7 +220,7 @@ def photographs() -> Path:
 
 def inputs(config: Config) -> dict[str, Tensor]:
     draws = draw_inputs(images().batch(0, 8, 0), images().spec, config, 0, torch.device("cpu"))
-    return {"x": draws.x0, "s": draws.times.s, "labels": torch.arange(8) % 4}  # 3 is the dropped label
+    return {"x": draws.x0, "s": draws.times["s"], "labels": torch.arange(8) % 4}  # 3 is the dropped label
 
 
 def test_guidance_of_a_teacher_without(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_distillation_uses_the_teacher_and_leaves_it_alone(tmp_path: Path) -> No
     draws = draw_inputs(images().batch(0, 8, 0), images().spec, config, 0, torch.device("cpu"))
     target = GuidedTeacher(load(path), scaled=True)
     expected = tvm_loss(
-        before, target, draws.x0, draws.noise, *draws.times, *draws.conditions, scaled=True
+        before, target, draws.x0, draws.noise, **draws.times, labels=draws.condition, scaled=True
     ).loss
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(expected.item(), rel=1e-6)

@@ -9,13 +9,12 @@ import torch
 import yaml
 
 from tvmatch.cli import main
+from tvmatch.data import LatentsData
 from tvmatch.errors import InputError
 from tvmatch.models import DiT
 from tvmatch.training import recipe, recipe_names
-from tvmatch.training.config import LatentsConfig
-from tvmatch.training.recipes import recipe_text
+from tvmatch.training.recipes import _flatten, recipe_text
 
-SECTIONS = ("data", "network", "times", "objective", "optimizer", "training")
 # Of all four.
 COMMON = {
     "data.class_count": 1000,
@@ -32,11 +31,11 @@ COMMON = {
     "network.modulation_norm": True,
     "network.spectral_init": True,
     "network.guidance_embedding": True,
-    "times.distribution": "gap*",
-    "times.gap": (-0.8, 1.0),
-    "times.s": (-0.4, 1.0),
-    "times.s_prime": "independent",
-    "times.equal_probability": 0.0,
+    "objective.times.distribution": "gap*",
+    "objective.times.gap": (-0.8, 1.0),
+    "objective.times.s": (-0.4, 1.0),
+    "objective.times.s_prime": "independent",
+    "objective.times.equal_probability": 0.0,
     "objective.label_dropout": 0.1,
     "objective.target_ema": 0.99,
     "objective.detach_jvp": False,
@@ -77,13 +76,11 @@ TABLE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TABLE)
 def test_every_value(name: str) -> None:
     config = recipe(name)
-    assert isinstance(config, LatentsConfig)
+    assert isinstance(config.data, LatentsData)
     expected = COMMON | TABLE[name]
     values = {
-        f"{section}.{key}": tuple(value) if isinstance(value, list) else value
-        for section, options in asdict(config).items()
-        if section in SECTIONS
-        for key, value in options.items()
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in _flatten(asdict(config)).items()
     }
     assert {key: values[key] for key in expected} == expected
     config.check()
@@ -93,7 +90,7 @@ def test_every_value(name: str) -> None:
 def test_every_value_is_written_out(name: str) -> None:
     """A reader of the file sees all of the table, and not what happens to be a default."""
     written = yaml.safe_load(recipe_text(name))
-    named = {f"{section}.{key}" for section in written if section in SECTIONS for key in written[section]}
+    named = _flatten(written).keys()
     sizes = {f"network.{key}" for key in ("hidden_size", "depth", "heads", "patch_size")}  # the preset's
     assert (COMMON | TABLE[name]).keys() - sizes <= named
     assert written["recipe"] == name

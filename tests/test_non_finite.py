@@ -11,10 +11,11 @@ from runs import Disturbed, images, newest, saved_tensors, tiny_config
 from torch import Tensor, nn
 
 import tvmatch
+from tvmatch.condition import Condition
 from tvmatch.data.base import Batch
 from tvmatch.dual import Dual
-from tvmatch.objectives import TVMLoss
-from tvmatch.times import Times
+from tvmatch.objectives import TVM, Inputs, Loss
+from tvmatch.objectives.times import Times
 from tvmatch.training import NonFiniteError, Trainer, checkpoints, non_finite
 from tvmatch.training.step import draw_inputs, training_step
 
@@ -147,6 +148,10 @@ def test_a_gradient_that_is_not_finite(term: str, where: str, accumulation: int,
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def inputs(times: Times) -> Inputs:
+    return Inputs(torch.zeros(4, 2), torch.zeros(4, 2), times._asdict(), Condition())
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 4])
 def test_a_norm_that_overflows(rows_at_once: int) -> None:
     """Every gradient is finite, but their sum of squares is not; the largest has a name.
@@ -159,20 +164,20 @@ def test_a_norm_that_overflows(rows_at_once: int) -> None:
     terminal, flow = torch.tensor([1.0, 1e30, 0.0, 1e30]), torch.tensor([1.0, 0.0, 4e30, 0.0])
     times = Times(t=torch.tensor([0.1, 0.9, 0.1, 0.9]), s=torch.zeros(4), s_prime=torch.full((4,), 0.3))
 
-    def loss_of_rows(rows: Tensor) -> TVMLoss:
+    def loss_of_rows(rows: Tensor) -> Loss:
         weight = network.weight.squeeze()
-        terms = terminal[rows] * weight, flow[rows] * weight
-        return TVMLoss((terms[0] + terms[1]).mean(), *terms)
+        terms = {"terminal": terminal[rows] * weight, "flow": flow[rows] * weight}
+        return Loss((terms["terminal"] + terms["flow"]).mean(), terms)
 
     def message() -> str:
         zeros = torch.zeros(4)
-        loss = TVMLoss(zeros.mean(), zeros, zeros)
+        loss = Loss(zeros.mean(), {"terminal": zeros, "flow": zeros})
         return non_finite.describe(
-            9, torch.zeros(4, 2), loss, times, network, loss_of_rows, rows_at_once=rows_at_once
+            9, inputs(times), loss, TVM.term_times, network, loss_of_rows, rows_at_once=rows_at_once
         )
 
     start = "step 9: not finite: the norm of the gradient overflows, which is largest of the "
-    end = " (both terms and the gradient itself are finite)"
+    end = " (both terms are finite, and so is the gradient itself)"
     assert message() == f"{start}flow term with s' in 0.25–0.50, 1e+30{end}"
     flow.zero_()
     assert message() == f"{start}terminal term with t in 0.75–1.00, 5e+29{end}"
@@ -187,14 +192,16 @@ def test_bins() -> None:
 
 def test_every_broken_term_and_bin_is_named() -> None:
     nan = float("nan")
-    loss = TVMLoss(
-        torch.tensor(nan), torch.tensor([nan, 1.0, INFINITE, 1.0]), torch.tensor([1.0, 1.0, 1.0, nan])
-    )
+    terms = {
+        "terminal": torch.tensor([nan, 1.0, INFINITE, 1.0]),
+        "flow": torch.tensor([1.0, 1.0, 1.0, nan]),
+    }
+    loss = Loss(torch.tensor(nan), terms)
     times = Times(
         t=torch.tensor([0.1, 0.5, 0.9, 0.9]), s=torch.zeros(4), s_prime=torch.tensor([0.1, 0.1, 0.1, 0.3])
     )
     message = non_finite.describe(
-        1, torch.zeros(4, 2), loss, times, nn.Linear(1, 1), lambda rows: loss, rows_at_once=4
+        1, inputs(times), loss, TVM.term_times, nn.Linear(1, 1), lambda rows: loss, rows_at_once=4
     )
     assert message == (
         "step 1: not finite: the terminal term of 2 samples with t in 0.00–0.25 and 0.75–1.00; "

@@ -45,22 +45,22 @@ def test_norms_of_modulation_and_tangent(tmp_path: Path) -> None:
     trainer = diverse(tmp_path)
     network = trainer.state.network
     assert isinstance(network, DiT)
-    x0, noise, times, (labels, weight) = draw_inputs(
+    x0, noise, times, (labels, weight, *_) = draw_inputs(
         trainer.dataset.batch(0, 32, 0), trainer.dataset.spec, trainer.config, 0, torch.device("cpu")
     )
     assert weight is not None
     with torch.no_grad():
-        condition = network.conditioning(Dual(times.t), Dual(times.s), labels, weight).value
+        condition = network.conditioning(Dual(times["t"]), Dual(times["s"]), labels, weight).value
         activated = Dual(condition * condition.sigmoid())
         expected = {
             "modulation_norm/block 0": network.blocks[0].modulation.project(activated).value,
             "modulation_norm/block 1": network.blocks[1].modulation.project(activated).value,
             "modulation_norm/head": network.head_modulation.project(activated).value,
         }
-        inputs = Inputs(interpolate(x0, noise, times.t), times.t, times.s, labels, weight)
+        inputs = Inputs(interpolate(x0, noise, times["t"]), times["t"], times["s"], labels, weight)
         _, tangent = in_direction_s(network, inputs)
     for index in range(4):
-        inside = tangent[bin_of(times.t) == index]
+        inside = tangent[bin_of(times["t"]) == index]
         if len(inside):
             expected[f"tangent_norm/t {time_bin(index / 4)}"] = inside
     assert len(expected) >= 6

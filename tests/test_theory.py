@@ -17,9 +17,9 @@ from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap, interpolate
 from tvmatch.models import MLP, JVPNetwork, MLPConfig
 from tvmatch.objectives import tvm_loss
+from tvmatch.objectives.times import TimesConfig, sample_times
 from tvmatch.seeds import RowDraws, generator
 from tvmatch.theory import Bound, GaussianFlow, wasserstein_bound
-from tvmatch.times import TimesConfig, sample_times
 
 DOUBLE = torch.float64
 MEAN = torch.tensor([0.7, -0.3], dtype=DOUBLE)

@@ -18,8 +18,8 @@ from scipy import integrate, stats
 from scipy.special import expit, log_ndtr, logit, ndtr
 
 from tvmatch.errors import InputError
+from tvmatch.objectives.times import Times, TimesConfig, sample_times
 from tvmatch.seeds import RowDraws
-from tvmatch.times import Times, TimesConfig, sample_times
 
 COUNT = 20_000
 LEVEL = 1e-4

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import threading
 from copy import deepcopy
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import tvmatch
+from tvmatch.condition import Condition
 from tvmatch.data import TensorDataset
 from tvmatch.data.base import Batch
 from tvmatch.errors import InputError
-from tvmatch.objectives import tvm_loss
+from tvmatch.objectives import Inputs, draw_condition, tvm_loss
 from tvmatch.seeds import RowDraws
 from tvmatch.training import Config, Trainer, checkpoints
 from tvmatch.training.config import OptimizerConfig
 from tvmatch.training.ema import ParameterAverage
 from tvmatch.training.log import read_log
 from tvmatch.training.start import step_batches
-from tvmatch.training.step import Draws, draw_conditions, draw_inputs, training_step
+from tvmatch.training.step import draw_inputs, training_step
 
 CPU = torch.device("cpu")
 
@@ -40,12 +42,12 @@ def trainer(config: Config, tmp_path: Path, **options: Any) -> Trainer:
     return made
 
 
-def step_inputs(made: Trainer, step: int = 0) -> Draws:
+def step_inputs(made: Trainer, step: int = 0) -> Inputs:
     batch = made.dataset.batch(step, made.config.training.batch_size, made.config.seed)
     return draw_inputs(batch, made.dataset.spec, made.config, step, CPU)
 
 
-def take_step(made: Trainer, draws: Draws, step: int = 0) -> None:
+def take_step(made: Trainer, draws: Inputs, step: int = 0) -> None:
     exact = torch.autocast("cpu", enabled=False)
     training_step(made.state.network, made.target, made.state.optimizer, draws, made.config, step, exact)
 
@@ -86,7 +88,7 @@ def test_parts_weigh_by_their_rows(count: int, tmp_path: Path) -> None:
     made.state.target.network.double()
     batch = made.dataset.batch(0, count, made.config.seed)
     draws = tree_map(
-        lambda x: x.double() if x.is_floating_point() else x,
+        lambda x: x.double() if x is not None and x.is_floating_point() else x,
         draw_inputs(batch, made.dataset.spec, made.config, 0, CPU),
     )
     exact = torch.autocast("cpu", enabled=False)
@@ -99,8 +101,9 @@ def test_parts_weigh_by_their_rows(count: int, tmp_path: Path) -> None:
             state.network, state.target.network, state.optimizer, draws, made.config, 0, exact
         )
         found[parts] = gradients(state.network)
-        assert result.loss.terminal.shape == result.loss.flow.shape == (count,)
-        mean = (result.loss.terminal + result.loss.flow).mean()
+        terminal, flow = result.loss.terms["terminal"], result.loss.terms["flow"]
+        assert terminal.shape == flow.shape == (count,)
+        mean = (terminal + flow).mean()
         torch.testing.assert_close(result.loss.loss, mean, rtol=1e-13, atol=0)
     assert found[1].norm() > 1e-3
     for gradient in found.values():
@@ -112,8 +115,8 @@ def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
     empty = Batch(torch.empty(0, 1, 4, 4), torch.empty(0, dtype=torch.int64))
     with pytest.raises(InputError, match="batch: there are no elements"):
         draw_inputs(empty, made.dataset.spec, made.config, 0, CPU)
-    with pytest.raises(InputError, match="draws: an empty batch has no loss"):
-        take_step(made, step_inputs(made).part(slice(0, 0)))
+    with pytest.raises(InputError, match="inputs: an empty batch has no loss"):
+        take_step(made, step_inputs(made).rows(slice(0, 0)))
 
 
 def test_the_gradient_is_that_of_the_objective(tmp_path: Path) -> None:
@@ -121,8 +124,8 @@ def test_the_gradient_is_that_of_the_objective(tmp_path: Path) -> None:
     draws = step_inputs(made)
     before = deepcopy(made.state.network)
     take_step(made, draws)
-    (x0, noise, times, (labels, weight)) = draws
-    loss = tvm_loss(before, made.target, x0, noise, *times, labels, weight, scaled=True).loss
+    x0, noise, times, condition = draws
+    loss = tvm_loss(before, made.target, x0, noise, **times, labels=condition, scaled=True).loss
     loss.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(gradients(made.state.network), gradients(before), rtol=0, atol=0)
 
@@ -133,10 +136,10 @@ def test_inputs_belong_to_the_seed_and_the_step(tmp_path: Path) -> None:
     made.config.seed = 5
     other = step_inputs(made, 3)
 
-    def parts(draws: Draws) -> list[Tensor]:
-        assert draws.conditions.labels is not None
-        assert draws.conditions.guidance_weight is not None
-        return [draws.noise, *draws.times, draws.conditions.labels, draws.conditions.guidance_weight]
+    def parts(draws: Inputs) -> list[Tensor]:
+        assert draws.condition.labels is not None
+        assert draws.condition.guidance_weight is not None
+        return [draws.noise, *draws.times.values(), draws.condition.labels, draws.condition.guidance_weight]
 
     assert all(torch.equal(a, b) for a, b in zip(parts(first), parts(again), strict=True))
     for different in (second, other):
@@ -154,7 +157,7 @@ def test_inputs_belong_to_the_row(cuts: list[int]) -> None:
         part = Batch(batch.values[start:stop], batch.labels[start:stop])
         drawn = draw_inputs(part, data.spec, config, 3, CPU, range(start, stop))
         for mine, all_rows in zip(tree_leaves(drawn), tree_leaves(whole), strict=True):
-            assert torch.equal(mine, all_rows[start:stop])
+            assert mine is all_rows or torch.equal(mine, all_rows[start:stop])
     first = draw_inputs(Batch(batch.values[:9], batch.labels[:9]), data.spec, config, 3, CPU)
     assert torch.equal(first.noise, whole.noise[:9])
 
@@ -164,17 +167,17 @@ def test_one_draw_does_not_change_another() -> None:
     config, data = every_switch(), images()
     batch = data.batch(0, 64, 0)
     before = draw_inputs(batch, data.spec, config, 0, CPU)
-    config.objective.label_dropout, config.times.equal_probability = 0.0, 0.0
+    config.objective.label_dropout, config.objective.times.equal_probability = 0.0, 0.0
     after = draw_inputs(batch, data.spec, config, 0, CPU)
-    assert before.conditions.guidance_weight is not None
-    assert after.conditions.guidance_weight is not None
-    kept = before.conditions.labels != data.spec.class_count  # type: ignore[operator]
+    assert before.condition.guidance_weight is not None
+    assert after.condition.guidance_weight is not None
+    kept = before.condition.labels != data.spec.class_count  # type: ignore[operator]
     assert 0 < kept.sum() < 64
-    assert torch.equal(before.conditions.guidance_weight[kept], after.conditions.guidance_weight[kept])
+    assert torch.equal(before.condition.guidance_weight[kept], after.condition.guidance_weight[kept])
     assert torch.equal(before.noise, after.noise)
-    assert torch.equal(before.times.s, after.times.s)
-    assert torch.equal(before.times.s_prime, after.times.s_prime)
-    assert not torch.equal(before.times.t, after.times.t)
+    assert torch.equal(before.times["s"], after.times["s"])
+    assert torch.equal(before.times["s_prime"], after.times["s_prime"])
+    assert not torch.equal(before.times["t"], after.times["t"])
 
 
 def test_dropped_labels_and_guidance_weights() -> None:
@@ -182,7 +185,7 @@ def test_dropped_labels_and_guidance_weights() -> None:
     config = every_switch().objective
     config.label_dropout = 0.1
     labels = torch.arange(20_000) % 3
-    dropped, weight = draw_conditions(labels, 3, config, RowDraws(0), range(len(labels)))
+    dropped, weight, *_ = draw_condition(Condition(labels), 3, config, RowDraws(0), range(len(labels)))
     assert dropped is not None
     assert weight is not None
     gone = dropped == 3
@@ -194,14 +197,14 @@ def test_dropped_labels_and_guidance_weights() -> None:
     assert distance < 1.95 / len(uniform) ** 0.5  # Kolmogorov–Smirnov, one in a thousand
 
     config.guidance_weight = 2.0
-    dropped, weight = draw_conditions(labels, 3, config, RowDraws(0), range(len(labels)))
+    dropped, weight, *_ = draw_condition(Condition(labels), 3, config, RowDraws(0), range(len(labels)))
     assert dropped is not None
     assert weight is not None
     assert torch.equal(weight, torch.where(dropped == 3, 1.0, 2.0))
     config.guidance_weight = 1.0
-    conditions = draw_conditions(labels, 3, config, RowDraws(0), range(len(labels)))
-    assert conditions.guidance_weight is None  # saves the unconditional evaluation
-    assert draw_conditions(None, 0, config, RowDraws(0), range(4)).labels is None
+    condition = draw_condition(Condition(labels), 3, config, RowDraws(0), range(len(labels)))
+    assert condition.guidance_weight is None  # saves the unconditional evaluation
+    assert draw_condition(Condition(), 0, config, RowDraws(0), range(4)).labels is None
 
 
 def test_other_processes_read_the_same_batches() -> None:
@@ -445,7 +448,7 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
         ("training", "evaluation_ema", 1.0),
         ("objective", "guidance_weight", 0.5),
         ("optimizer", "learning_rate", float("nan")),
-        ("times", "equal_probability", -1.0),
+        ("objective.times", "equal_probability", -1.0),
         ("network", "depth", 0),
     ],
 )
@@ -455,7 +458,7 @@ def test_a_value_out_of_range_is_found_before_training(
     """Even if it is set after the configuration was made, which no dataclass checks."""
     config = tiny_config()
     config.network = deepcopy(config.network)
-    setattr(getattr(config, section), name, value)
+    setattr(attrgetter(section)(config), name, value)
     with pytest.raises(InputError, match=rf"^{section}\.{name}: "):
         tvmatch.train(config, images(), tmp_path / "run")
     assert tree(tmp_path) == {}

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tvmatch.condition import Condition, as_condition, expect_per_sample
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 
@@ -19,6 +20,10 @@ class Network(Protocol):
 
     `labels=None` means that the label is dropped for every sample, and a class-conditional network must take
     it: the objective asks for the unconditional velocity that way. `guidance_weight=None` means 1 for all.
+
+    A network that is conditioned on embeddings has two more arguments, `embeddings=None` and `mask=None` (see
+    `tvmatch.condition.Condition`). They are passed where the data or the caller give embeddings; a call
+    without them asks for the unconditional velocity.
     """
 
     def __call__(
@@ -48,35 +53,6 @@ def per_sample(numbers: Tensor, like: Tensor) -> Tensor:
     if numbers.dtype == torch.float64:  # as NumPy makes times; the product would be in float64, too
         numbers = numbers.to(torch.promote_types(like.dtype, torch.float32))
     return numbers.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def expect_per_sample(x: Tensor, **arguments: Tensor | None) -> None:
-    """Refuse what is not a number for each sample of x (B, ...), on its device. Values are not looked at.
-
-    Args:
-        x: a batch.
-        arguments: by name; None passes. `labels` are int64 or int32, all others floating-point.
-
-    Raises:
-        InputError: naming the argument.
-    """
-    for name, numbers in arguments.items():
-        if numbers is None:
-            continue
-        if not isinstance(numbers, Tensor):
-            raise InputError(name, f"a tensor is needed, got a {type(numbers).__name__}")
-        if numbers.shape != x.shape[:1]:
-            raise InputError(
-                name,
-                f"the shape ({x.shape[0] if x.ndim else 'B'},) is needed, a number for each sample, "
-                f"got {tuple(numbers.shape)}",
-            )
-        labels = name == "labels"
-        if not (numbers.dtype in (torch.int64, torch.int32) if labels else numbers.is_floating_point()):
-            kind = "the dtype int64" if labels else "a floating-point dtype"
-            raise InputError(name, f"{kind} is needed, got {numbers.dtype}")
-        if numbers.device != x.device:
-            raise InputError(name, f"the device {x.device} of the data is needed, got {numbers.device}")
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -127,15 +103,16 @@ class FlowMap:
         x: Tensor,
         t: Tensor,
         s: Tensor | Dual,
-        labels: Tensor | None,
-        guidance_weight: Tensor | None,
+        condition: Condition,
     ) -> Dual:
         """F, with ∂_s F if s carries a tangent."""
         end = s.value if isinstance(s, Dual) else s
-        expect_per_sample(x, s=end, t=t, labels=labels, guidance_weight=guidance_weight)
-        given = {"x": x, "t": t, "s": end, "labels": labels, "guidance_weight": guidance_weight}
+        expect_per_sample(x, s=end, t=t)
+        condition.check(x)
+        given = {"x": x, "t": t, "s": end, **condition._asdict()}
         before = _versions(given)
-        output = self.network(x, t, s, labels, guidance_weight)
+        labels, guidance_weight = condition.labels, condition.guidance_weight
+        output = self.network(x, t, s, labels, guidance_weight, **condition.embedding_arguments())
         for name, version in _versions(given).items():
             if version != before.get(name, version):
                 raise InputError(
@@ -165,18 +142,18 @@ class FlowMap:
                 )
         return Dual(value, tangent)
 
-    def _scale(self, output: Tensor, guidance_weight: Tensor | None) -> Tensor:
+    def _scale(self, output: Tensor, condition: Condition) -> Tensor:
         """k(w) F."""
-        if not self.scaled or guidance_weight is None:
+        if not self.scaled or condition.guidance_weight is None:
             return output
-        return per_sample(guidance_weight, output) * output
+        return per_sample(condition.guidance_weight, output) * output
 
     def displacement(
         self,
         x: Tensor,
         t: Tensor,
         s: Tensor,
-        labels: Tensor | None = None,
+        labels: Tensor | Condition | None = None,
         guidance_weight: Tensor | None = None,
     ) -> Tensor:
         """f_θ(x, t, s, c, w) = k(w) (s − t) F_θ: the jump from time t to s, so that x_s ≈ x_t + f_θ.
@@ -185,28 +162,30 @@ class FlowMap:
             x: (B, ...) at time t.
             t: (B,) starting times.
             s: (B,) terminal times, s ≤ t.
-            labels: int64 (B,), the class count for the dropped label; None drops all.
-            guidance_weight: (B,) w; None means 1.
+            labels: int64 (B,), the class count for the dropped label; None drops all. Or a `Condition`.
+            guidance_weight: (B,) w; None means 1. A `Condition` has its own.
         """
-        output = self._output(x, t, s, labels, guidance_weight).value
-        return per_sample(s - t, x) * self._scale(output, guidance_weight)
+        condition = as_condition(labels, guidance_weight)
+        output = self._output(x, t, s, condition).value
+        return per_sample(s - t, x) * self._scale(output, condition)
 
     def velocity(
         self,
         x: Tensor,
         s: Tensor,
-        labels: Tensor | None = None,
+        labels: Tensor | Condition | None = None,
         guidance_weight: Tensor | None = None,
     ) -> Tensor:
         """u_θ(x, s, c, w) = k(w) F_θ(x, s, s): the diagonal; arguments as for `displacement`."""
-        return self._scale(self._output(x, s, s, labels, guidance_weight).value, guidance_weight)
+        condition = as_condition(labels, guidance_weight)
+        return self._scale(self._output(x, s, s, condition).value, condition)
 
     def displacement_and_terminal_velocity(
         self,
         x: Tensor,
         t: Tensor,
         s: Tensor,
-        labels: Tensor | None = None,
+        labels: Tensor | Condition | None = None,
         guidance_weight: Tensor | None = None,
         *,
         detach_jvp: bool = False,
@@ -216,17 +195,18 @@ class FlowMap:
         Args:
             detach_jvp: take ∂_s F_θ as a constant in reverse mode (faster, biased). Others: `displacement`.
         """
+        condition = as_condition(labels, guidance_weight)
         # Detached, the pass with the tangent leaves no graph, and the value has a plain one of half the size.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_jvp):
-            value, tangent = self._output(x, t, Dual(s, torch.ones_like(s)), labels, guidance_weight)
+            value, tangent = self._output(x, t, Dual(s, torch.ones_like(s)), condition)
         if tangent is None:  # exactly zero
             tangent = torch.zeros_like(value)
         if detach_jvp:
-            value = self._output(x, t, s, labels, guidance_weight).value
+            value = self._output(x, t, s, condition).value
         duration = per_sample(s - t, x)
         return TerminalVelocity(
-            displacement=duration * self._scale(value, guidance_weight),
-            terminal_velocity=self._scale(value + duration * tangent, guidance_weight),
+            displacement=duration * self._scale(value, condition),
+            terminal_velocity=self._scale(value + duration * tangent, condition),
         )
 
 

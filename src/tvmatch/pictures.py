@@ -28,7 +28,7 @@ from tvmatch.files import replacing
 Floats = NDArray[np.float64]
 
 _INK, _GREY, _PALE, _BLUE, _ORANGE = "#22262b", "#8a9099", "#e4e6ea", "#2f6fb5", "#d9822b"
-_LOSS_COLOURS = {"loss": _INK, "terminal": _BLUE, "flow": _ORANGE}
+_LOSS_COLOURS = (_INK, _BLUE, _ORANGE, _GREY)  # of the loss and its terms, in the log's order
 _FAMILY = matplotlib.colormaps["viridis"]  # for curves with an order: blocks, time bins
 _PATH_COLOURS = LinearSegmentedColormap.from_list("noise to data", ["#c9ced6", _BLUE])
 _LEGEND_LINES = 8
@@ -139,7 +139,7 @@ def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) ->
     Thin lines are the recorded numbers, thick ones their running mean over a thirtieth of the run.
 
     Args:
-        history: rows as the training log writes them: `step` and any of `loss`, `terminal`, `flow`,
+        history: rows as the training log writes them: `step` and any of `loss`, its terms by name,
             `gradient_norm`, `learning_rate`, `modulation_norm/<name>` and `tangent_norm/<time bin>`.
             A row may lack keys; a panel without any data is left out. All but the learning rate are
             drawn on logarithmic axes, so zeros and non-finite numbers are left out.
@@ -151,8 +151,9 @@ def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) ->
     """
     panels: list[tuple[str, list[Curve]]] = []
     for title, wanted in _PANELS:
-        keys = {key for row in history for key in row if wanted(key)}
-        curves = [_curve(history, key) for key in sorted(keys, key=_natural)]
+        keys = dict.fromkeys(key for row in history for key in row if wanted(key))
+        family = any("/" in key for key in keys)
+        curves = [_curve(history, key) for key in (sorted(keys, key=_natural) if family else keys)]
         curves = [curve for curve in curves if len(curve.steps)]
         if curves:
             panels.append((title, curves))
@@ -171,8 +172,9 @@ def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) ->
     save_png(_render(figure), path)
 
 
+_NO_LOSS = ("step", "gradient_norm", "learning_rate")
 _PANELS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    ("loss", lambda key: key in _LOSS_COLOURS),
+    ("loss", lambda key: "/" not in key and key not in _NO_LOSS),
     ("gradient norm", lambda key: key == "gradient_norm"),
     ("modulation before its norm, RMS", lambda key: key.startswith("modulation_norm/")),
     ("∂F/∂s by time, RMS", lambda key: key.startswith("tangent_norm/")),
@@ -208,7 +210,8 @@ def _draw_curves(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     family = "/" in curves[0].key
     labelled = set(np.linspace(0, len(curves) - 1, min(len(curves), _LEGEND_LINES)).round().astype(int))
     for index, (key, steps, values) in enumerate(curves):
-        colour = _FAMILY(0.9 * index / max(1, len(curves) - 1)) if family else _LOSS_COLOURS.get(key, _INK)
+        last = max(1, len(curves) - 1)
+        colour = _FAMILY(0.9 * index / last) if family else _LOSS_COLOURS[index % len(_LOSS_COLOURS)]
         label = key.split("/", 1)[-1] if index in labelled else None
         marker = "o" if len(steps) == 1 else None
         smooth = values if key == "learning_rate" else _running_mean(values)  # a schedule has no noise
@@ -292,9 +295,7 @@ def _steps(count: int) -> str:
 
 
 def _natural(key: str) -> list[tuple[int, float, str]]:
-    """Sort key that puts block 10 after block 9, and `loss` before its two terms."""
-    if key in _LOSS_COLOURS:
-        return [(0, float(list(_LOSS_COLOURS).index(key)), "")]
+    """Sort key that puts block 10 after block 9."""
     parts = re.split(r"(\d+(?:\.\d+)?)", key)
     return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tvmatch.condition import Condition, as_condition
 from tvmatch.errors import InputError, name_of
 from tvmatch.flow_map import FlowMap
 from tvmatch.seeds import RowDraws
@@ -64,8 +65,7 @@ def sample_trajectory(
     flow_map: FlowMap,
     noise: Tensor,
     times: Sequence[float],
-    *,
-    labels: Tensor | None = None,
+    labels: Tensor | Condition | None = None,
     guidance_weight: float | None = None,
 ) -> Tensor:
     """All states of a sampler, from the noise to the sample, in the network's units.
@@ -74,8 +74,8 @@ def sample_trajectory(
         flow_map: the model.
         noise: (B, ...) at time 1; the state keeps its precision.
         times: decreasing from 1 to 0; one network evaluation for each interval (see `time_grid`).
-        labels: int64 (B,), the class count for the dropped label; None drops all.
-        guidance_weight: w for all samples; None means 1.
+        labels: int64 (B,), the class count for the dropped label; None drops all. Or a `Condition`.
+        guidance_weight: w for all samples; None takes the condition's, which is 1 by default.
 
     Returns:
         (len(times), B, ...).
@@ -90,9 +90,16 @@ def sample_trajectory(
 
 
 def jump(
-    flow_map: FlowMap, x: Tensor, t: float, s: float, labels: Tensor | None, guidance_weight: float | None
+    flow_map: FlowMap,
+    x: Tensor,
+    t: float,
+    s: float,
+    labels: Tensor | Condition | None = None,
+    guidance_weight: float | None = None,
 ) -> Tensor:
-    """The states x at time t moved to time s, (B, ...); for labels and weight see `sample_trajectory`."""
+    """The states x at time t moved to time s, (B, ...); for condition and weight see `sample_trajectory`."""
     start, end = x.new_full((len(x),), t), x.new_full((len(x),), s)
-    weight = None if guidance_weight is None else x.new_full((len(x),), guidance_weight)
-    return x + flow_map.displacement(x, start, end, labels, weight)
+    condition = as_condition(labels)
+    if guidance_weight is not None:
+        condition = condition._replace(guidance_weight=x.new_full((len(x),), guidance_weight))
+    return x + flow_map.displacement(x, start, end, condition)

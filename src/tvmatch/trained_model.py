@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tvmatch.condition import Condition, Guidance
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import expect_no_lfs_pointer, parse_json
@@ -27,9 +28,8 @@ from tvmatch.sampling import expect_sample_numbers, sample_noise, sample_traject
 
 FORMAT = "tvmatch-model-1"
 Read = TypeVar("Read")
-Guidance = float | tuple[float, float]
-MOST_GUIDANCE = 1e6
-"""Weights are float32, and the loss divides by w²."""
+Labels = int | str | Sequence[int | str] | None
+"""A class (number or name), or one for each sample; None: of all classes in turn."""
 Decoder = Callable[[Tensor], Tensor]
 """From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
 NetworkConfig = DiTConfig | MLPConfig
@@ -118,7 +118,7 @@ class TrainedModel:
 
     def sample(
         self,
-        labels: int | str | Sequence[int | str] | None = None,
+        labels: Labels | Condition = None,
         *,
         count: int | None = None,
         first: int = 0,
@@ -131,7 +131,8 @@ class TrainedModel:
         """Draw samples; sample k depends on (seed, k), its label, the times and the guidance alone.
 
         Args:
-            labels: a class (number or name) or one a sample; None goes through the classes in turn.
+            labels: a class (number or name) or one a sample; None goes through the classes in turn. For a
+                model of embeddings a `Condition` with them; None draws samples without.
             count: number of samples; by default that of the labels, one a class, or 16 without classes.
             first: number of the first sample, for drawing many in parts: their noise is that of samples
                 first, first + 1, ….
@@ -154,7 +155,7 @@ class TrainedModel:
 
     def trajectory(
         self,
-        labels: int | str | Sequence[int | str] | None = None,
+        labels: Labels | Condition = None,
         *,
         count: int | None = None,
         steps: int = 1,
@@ -170,7 +171,7 @@ class TrainedModel:
 
     def _batches(
         self,
-        labels: int | str | Sequence[int | str] | None,
+        labels: Labels | Condition,
         count: int | None,
         first: int,
         grid: tuple[float, ...],
@@ -185,27 +186,27 @@ class TrainedModel:
             if number < 0:
                 raise InputError(name, f"must not be negative, got {number}")
         self._expect_float32()
-        classes, count = self._classes(labels, count)
+        condition, count = self._condition(labels, count)
         expect_sample_numbers(first, count)
         weight = self.guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             noise = sample_noise(seed, range(first + start, first + stop), self.spec.shape).to(self.device)
-            batch_labels = None if classes is None else classes[start:stop].to(self.device)
-            yield sample_trajectory(flow_map, noise, grid, labels=batch_labels, guidance_weight=weight).cpu()
+            batch_condition = condition.rows(slice(start, stop)).to(self.device)
+            yield sample_trajectory(flow_map, noise, grid, batch_condition, weight).cpu()
 
-    def _classes(
-        self, labels: int | str | Sequence[int | str] | None, count: int | None
-    ) -> tuple[Tensor | None, int]:
-        """One class number a sample, or None for a model without classes, and the number of samples."""
+    def _condition(self, labels: Labels | Condition, count: int | None) -> tuple[Condition, int]:
+        """The condition of the samples, and their number."""
         if count is not None and count < 1:
             raise InputError("count", f"must be at least 1, got {count}")
+        if isinstance(labels, Condition):
+            return self._given_condition(labels, count)
         if labels is None:
             if self.spec.class_names is None:
-                return None, 16 if count is None else count
+                return Condition(), 16 if count is None else count
             count = self.spec.class_count if count is None else count
-            return torch.arange(count, device="cpu") % self.spec.class_count, count
+            return Condition(torch.arange(count, device="cpu") % self.spec.class_count), count
         if isinstance(labels, int | str | np.integer):
             labels = [labels] * (1 if count is None else count)
         classes = self.spec.label_indices(list(labels))
@@ -213,7 +214,26 @@ class TrainedModel:
             raise InputError("labels", "the list is empty")
         if count is not None and count != len(classes):
             raise InputError("count", f"{count} samples for {len(classes)} labels")
-        return classes, len(classes)
+        return Condition(classes), len(classes)
+
+    def _given_condition(self, condition: Condition, count: int | None) -> tuple[Condition, int]:
+        """A condition from the caller, if it is of `count` samples and of what the model knows."""
+        if condition.guidance_weight is not None:
+            raise InputError("labels", "give the guidance weight as guidance, not within the Condition")
+        lengths = {len(x) for x in condition if x is not None} or {16 if count is None else count}
+        if len(lengths) > 1 or (count is not None and lengths != {count}):
+            raise InputError("labels", f"a Condition of {sorted(lengths)} samples, for a count of {count}")
+        length = lengths.pop()
+        condition.check(torch.empty(length, 1, device="cpu"))
+        size = None if condition.embeddings is None else condition.embeddings.shape[2]
+        if size is not None and size != self.spec.embedding_size:
+            raise InputError(
+                "labels", f"embeddings of size {size}, this model knows {self.spec.embedding_size}"
+            )
+        if condition.labels is not None:
+            classes = self.spec.label_indices(condition.labels.tolist())
+            condition = condition._replace(labels=classes)
+        return condition, length
 
     def guidance_weight(self, guidance: float | None = None) -> float:
         """The weight w that samples are drawn with if this one is asked for.
@@ -336,7 +356,7 @@ def _guidance(numbers: Any) -> Guidance:
         low, high = (float(number) for number in numbers)
     else:
         low = high = float(numbers)
-    if not 1 <= low <= high <= MOST_GUIDANCE:
+    if not 1 <= low <= high < math.inf:
         raise ValueError(f"guidance {numbers}")
     return (low, high) if isinstance(numbers, list) else low
 

@@ -17,13 +17,14 @@ from tvmatch.check.comparison import (
     relative_error,
     tolerance,
 )
+from tvmatch.condition import Condition
 from tvmatch.data.spec import DataSpec
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.flow_map import Network
 from tvmatch.models import DiT, DiTConfig
-from tvmatch.objectives import tvm_loss
-from tvmatch.seeds import generator
+from tvmatch.objectives import TVM, Inputs, Objective
+from tvmatch.seeds import RowDraws, generator
 from tvmatch.trained_model import TrainedModel
 
 # Multiplies the loss. A power of two changes no digit, and float16 keeps gradients that are small.
@@ -31,18 +32,6 @@ LOSS_SCALE = 2.0**10
 # What central differences in float64 are good for at worst: 1e-11 is usual, but after a few training steps
 # the loss hardly hangs on most weights, and its own rounding left 1e-7.
 DIFFERENCES = 1e-6
-
-
-class Inputs(NamedTuple):
-    """Arguments of the loss for two samples, the second with its label dropped (and w = 1)."""
-
-    x0: Tensor
-    noise: Tensor
-    t: Tensor
-    s: Tensor
-    s_prime: Tensor
-    labels: Tensor | None
-    guidance_weight: Tensor | None
 
 
 class Answer(NamedTuple):
@@ -73,8 +62,10 @@ def random_model(preset: str) -> TrainedModel:
     return TrainedModel(network, spec, scaled=True, guidance=1.5)
 
 
-def check_network(model: TrainedModel, setting: Setting) -> list[Comparison]:
-    """F, ∂_s F and the gradient of the TVM loss, which goes through ∂_s F, with the model's own weights.
+def check_network(
+    model: TrainedModel, setting: Setting, objective: Objective | None = None
+) -> list[Comparison]:
+    """F, ∂_s F and the gradient of the loss, which may go through ∂_s F, with the model's own weights.
 
     ∂_s F is compared with finite differences; the gradient with that of a float64 copy on the CPU, and this
     one with finite differences of the loss. The target network is the network itself.
@@ -82,32 +73,33 @@ def check_network(model: TrainedModel, setting: Setting) -> list[Comparison]:
     Args:
         model: its network stays as it is.
         setting: device and precision.
+        objective: whose loss it is; by default TVM in the model's parameterisation.
 
     Raises:
         InputError: if ∂_s F is zero throughout, as in an untrained network.
     """
     try:
-        return _compare(model, setting)
+        return _compare(model, setting, objective or TVM(scaled=model.scaled))
     except InputError:
         raise
     except Exception as error:  # whatever it is, it is the finding
         return [failure("network", "F and its derivatives", error)]
 
 
-def _compare(model: TrainedModel, setting: Setting) -> list[Comparison]:
-    inputs = _draw(model)
+def _compare(model: TrainedModel, setting: Setting, objective: Objective) -> list[Comparison]:
+    inputs = _draw(model, objective)
     network = deepcopy(model.network).to(setting.device, setting.weights_dtype).requires_grad_()
-    actual = _answer(network, model.scaled, inputs, setting)
+    actual = _answer(network, objective, inputs, setting)
     del network  # a large one is a matter of gigabytes
     network = deepcopy(model.network).to(EXACT.device, EXACT.weights_dtype).requires_grad_()
-    value, slope = _value_and_slope(network, inputs)
+    value, slope = _value_and_slope(network, objective, inputs)
     if not slope.any():
         raise InputError(
             "model", "its ∂_s F is zero, as in an untrained network: there is nothing to compare"
         )
-    exact = _answer(network, model.scaled, inputs, EXACT)
-    product, difference = _slopes_of_loss(network, model.scaled, inputs, exact.gradients)
-    changed = _changed_answer(network, model.scaled, inputs, setting)
+    exact = _answer(network, objective, inputs, EXACT)
+    product, difference = _slopes_of_loss(network, objective, inputs, exact.gradients)
+    changed = _changed_answer(network, objective, inputs, setting)
     return [
         Comparison(
             "network",
@@ -140,21 +132,17 @@ def _compare(model: TrainedModel, setting: Setting) -> list[Comparison]:
     ]
 
 
-def _draw(model: TrainedModel) -> Inputs:
-    """Standard normal data and noise; numbers that float32 can hold."""
-    random = generator(0, "check", "inputs")
-    x0, noise = torch.randn(2, 2, *model.spec.shape, generator=random, dtype=torch.float32, device="cpu")
+def _draw(model: TrainedModel, objective: Objective) -> Inputs:
+    """Standard normal data and noise for two samples, the second with its label dropped (and w = 1)."""
+    draws, rows, count = RowDraws(0, "check"), range(2), model.spec.class_count
+    x0 = draws.normal("data", rows, model.spec.shape)
+    inputs = objective.draw(x0, Condition(), count, draws, rows)
     weight = model.guidance[1] if isinstance(model.guidance, tuple) else model.guidance
-    count = model.spec.class_count
-    return Inputs(
-        x0,
-        noise,
-        t=x0.new_tensor([0.9, 0.6]),
-        s=x0.new_tensor([0.3, 0.5]),
-        s_prime=x0.new_tensor([0.7, 0.2]),
+    condition = Condition(
         labels=torch.tensor([0, count], device="cpu") if count else None,
         guidance_weight=None if weight == 1 else x0.new_tensor([weight, 1.0]),
     )
+    return inputs._replace(condition=condition)
 
 
 def _cast(inputs: Inputs, setting: Setting) -> Inputs:
@@ -164,27 +152,33 @@ def _cast(inputs: Inputs, setting: Setting) -> Inputs:
         floating = x is not None and x.is_floating_point()
         return x if x is None else x.to(setting.device, setting.weights_dtype if floating else None)
 
-    return Inputs(*map(cast, inputs))
+    return Inputs(
+        cast(inputs.x0),
+        cast(inputs.noise),
+        {name: cast(time) for name, time in inputs.times.items()},
+        Condition(*map(cast, inputs.condition)),
+    )
 
 
-def _loss(network: Network, target: Network, scaled: bool, inputs: Inputs) -> Tensor:
-    return LOSS_SCALE * tvm_loss(network, target, *inputs, scaled=scaled).loss
+def _loss(network: Network, target: Network, objective: Objective, inputs: Inputs) -> Tensor:
+    return LOSS_SCALE * objective.loss(network, target, inputs).loss
 
 
-def _answer(network: nn.Module, scaled: bool, inputs: Inputs, setting: Setting) -> Answer:
+def _answer(network: nn.Module, objective: Objective, inputs: Inputs, setting: Setting) -> Answer:
     inputs = _cast(inputs, setting)
     parameters = list(network.parameters())
     with setting.autocast():
         with torch.no_grad():
-            s = Dual(inputs.s, torch.ones_like(inputs.s))
-            output = network(inputs.noise, inputs.t, s, inputs.labels, inputs.guidance_weight)
-        loss = _loss(network, network, scaled, inputs)
+            t, s = objective.network_times(inputs)
+            labels, weight, *_ = inputs.condition
+            output = network(inputs.noise, t, Dual(s, torch.ones_like(s)), labels, weight)
+        loss = _loss(network, network, objective, inputs)
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     tangent = torch.zeros_like(output.value) if output.tangent is None else output.tangent
     return Answer(output.value.cpu(), tangent.cpu(), [gradient.cpu() for gradient in gradients])
 
 
-def _changed_answer(network: nn.Module, scaled: bool, inputs: Inputs, setting: Setting) -> Answer:
+def _changed_answer(network: nn.Module, objective: Objective, inputs: Inputs, setting: Setting) -> Answer:
     """In float64, but data, noise and every layer's output are off by u, value and tangent independently."""
     u, random = setting.unit_roundoff, generator(0, "check", "perturbation")
 
@@ -201,7 +195,7 @@ def _changed_answer(network: nn.Module, scaled: bool, inputs: Inputs, setting: S
         module.register_forward_hook(lambda _module, _arguments, output: change(output))
         for module in network.modules()
     ]
-    answer = _answer(network, scaled, inputs, EXACT)
+    answer = _answer(network, objective, inputs, EXACT)
     for hook in hooks:
         hook.remove()
     return answer
@@ -215,12 +209,14 @@ def _central_difference(function: Callable[[float], Tensor], step: float) -> Ten
 
 
 @torch.no_grad()
-def _value_and_slope(network: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _value_and_slope(network: nn.Module, objective: Objective, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """F, and ∂_s F from values of F alone."""
-    _, x, t, s, _, labels, weight = _cast(inputs, EXACT)
+    inputs = _cast(inputs, EXACT)
+    t, s = objective.network_times(inputs)
+    labels, weight, *_ = inputs.condition
 
     def value(step: float) -> Tensor:
-        output: Tensor = network(x, t, s + step, labels, weight)
+        output: Tensor = network(inputs.noise, t, s + step, labels, weight)
         return output
 
     return value(0.0), _central_difference(value, 1e-3)
@@ -228,7 +224,7 @@ def _value_and_slope(network: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def _slopes_of_loss(
-    network: nn.Module, scaled: bool, inputs: Inputs, gradients: list[Tensor]
+    network: nn.Module, objective: Objective, inputs: Inputs, gradients: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The loss's derivative along its own gradient, as a scalar product and by differences of the loss.
 
@@ -248,7 +244,7 @@ def _slopes_of_loss(
         said.append(network(x, t, s, labels, guidance_weight))
         return said[-1]  # type: ignore[no-any-return]
 
-    loss = float(_loss(network, listen, scaled, inputs))
+    loss = float(_loss(network, listen, objective, inputs))
     pairs = list(zip(network.parameters(), gradients, strict=True))
     lengths = [
         float(weight.norm() / gradient.norm()) if gradient.any() else 0.0 for weight, gradient in pairs
@@ -263,7 +259,7 @@ def _slopes_of_loss(
         for length, (weight, gradient) in zip(lengths, pairs, strict=True):
             weight.add_(gradient, alpha=(step - at) * length)
         at, answers = step, iter(said)
-        return _loss(network, lambda *_: next(answers), scaled, inputs)
+        return _loss(network, lambda *_: next(answers), objective, inputs)
 
     # The loss changes by 1e-4 of itself, far above its rounding, and no parameter by more than that.
     difference = _central_difference(loss_at, 1e-4 / max(1.0, float(product) / loss))

@@ -12,7 +12,7 @@ from tvmatch.models import DiTConfig
 from tvmatch.training.acceleration import Recompute
 from tvmatch.training.config import Config
 from tvmatch.training.estimate import Estimate, estimate, rows_at_a_time
-from tvmatch.training.observer import FORWARD_FLOW
+from tvmatch.training.observer import FORWARD
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "pointwise", "blocks")
 Choice = tuple[Recompute, bool]
@@ -156,7 +156,8 @@ def _flops(chosen: Estimate, plain: Estimate, config: Config, world_size: int) -
     for name, count in plain.flops.items():
         add(name, count)
     add("all", useful)
-    table.add_row("all, in forward passes", f"{useful / plain.flops[FORWARD_FLOW]:.3g}")
+    if FORWARD in plain.flops:
+        table.add_row("all, in forward passes", f"{useful / plain.flops[FORWARD]:.3g}")
     again = sum(chosen.flops.values()) - useful
     if again:
         add("computed again", again)

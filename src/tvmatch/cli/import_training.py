@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tvmatch.condition import Guidance
 from tvmatch.data.config import LatentsData
 from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
 from tvmatch.interop.training_facts import TrainingFacts, alike
 from tvmatch.models import DiTConfig
-from tvmatch.trained_model import Guidance
+from tvmatch.objectives import TVM
 from tvmatch.training.config import Config
 from tvmatch.training.recipes import recipe
 
@@ -118,7 +119,10 @@ def _differences(values: dict[str, Any], facts: TrainingFacts) -> list[tuple[str
 
 def _facts_of(config: Config) -> dict[str, Any]:
     """What a recipe says of the same facts as files do."""
-    objective, times = config.objective, config.times
+    objective = config.objective
+    if not isinstance(objective, TVM):
+        raise InputError("recipe", f"{config.recipe} trains another objective than the file's")
+    times = objective.times
     told: dict[str, Any] = {
         "scaled": objective.scaled,
         "guidance": _exact(objective.guidance_weight),

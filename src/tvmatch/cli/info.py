@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from tvmatch.condition import Guidance
 from tvmatch.data.spec import AutoencoderInfo
-from tvmatch.trained_model import Guidance, load, of_newest
+from tvmatch.trained_model import load, of_newest
 from tvmatch.training.recipes import OneLineParser
 
 

@@ -34,12 +34,19 @@ from tvmatch.training import (
 from tvmatch.training.initial import network_section
 from tvmatch.training.recipes import (
     add_defaults,
-    config_class,
     config_parser,
     differences,
     instantiate,
     read_yaml,
     recipe_text,
+)
+from tvmatch.training.sections import (
+    KIND_OPTIONS,
+    config_class,
+    present_arguments,
+    with_chosen_kinds,
+    with_kinds,
+    with_present_names,
 )
 
 USAGE = """tvmatch train RECIPE [--out DIR] [--config FILE] [--SECTION.KEY VALUE ...]
@@ -51,9 +58,10 @@ it. Ctrl-C saves, and `tvmatch train --resume RUN` continues."""
 NUMBERS_OF_STEPS = (1, 2, 4)
 _PATIENCE = 30  # seconds
 LIST_OPTIONS = (
-    "--times.gap",
-    "--times.t",
-    "--times.s",
+    "--objective.times.gap",
+    "--objective.times.t",
+    "--objective.times.s",
+    "--objective.t",
     "--objective.guidance_weight",
     "--data.resolution",
     "--data.shape",
@@ -87,8 +95,12 @@ def run(arguments: list[str]) -> int:
         print("`tvmatch train RECIPE --help` lists every option of a recipe.")
         return 0
     arguments = [re.sub("^--(dry|world)-(run|size)", r"--\1_\2", argument) for argument in arguments]
-    request = _request(_with_brackets(arguments))
-    cls = config_class(request.content, request.source)
+    request = _request(_with_brackets(present_arguments(arguments)))
+    given = [_on_top(file, request.content) for file in request.files]
+    content = with_chosen_kinds(
+        with_kinds(request.content, request.source), _chosen_kinds(given, request.arguments)
+    )
+    cls = config_class(content)
     parser = config_parser(cls, prog="tvmatch train", usage=USAGE, description=DESCRIPTION)
     parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/RECIPE)")
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
@@ -103,11 +115,11 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--dry_run", action="store_true", help="count parameters, FLOPs and memory alone")
     parser.add_argument("--world_size", type=int, default=1, help="GPUs of the dry run")
-    add_defaults(parser, request.content, request.source)
-    for file in request.files:
-        add_defaults(parser, _on_top(file, request.content), str(file))
+    add_defaults(parser, content, request.source)
+    for file, own in zip(request.files, given, strict=True):
+        add_defaults(parser, own, str(file))
     parsed = parser.parse_args(request.arguments)
-    config = instantiate(parser, parsed, cls)
+    config = instantiate(parser, parsed)
     if parsed.dry_run:
         from tvmatch.cli import dry_run  # here, because it imports much of PyTorch's compiler
 
@@ -117,13 +129,27 @@ def run(arguments: list[str]) -> int:
 
 def _on_top(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     """A YAML file's options, which may neither change the recipe nor resume a run."""
-    own = read_yaml(file)
+    own = with_present_names(read_yaml(file), str(file))
     name = content.get("recipe", "custom")
     if own.get("recipe", name) != name:
         raise InputError("recipe", f"{name}, but {file} is for the recipe {own['recipe']}")
     if own.get("resume") is not None:
         raise InputError(file, f"resume: give it on the command line, --resume {own['resume']}")
     return own
+
+
+def _chosen_kinds(files: list[dict[str, Any]], arguments: list[str]) -> dict[str, str]:
+    """The kinds of sections that files on top of a recipe and options say; the last counts."""
+    chosen: dict[str, str] = {}
+    for content in files:
+        for section, option in KIND_OPTIONS.items():
+            own = content.get(section)
+            if isinstance(own, dict) and option in own:
+                chosen[section] = own[option]
+    peek = _Peek()
+    for section, option in KIND_OPTIONS.items():
+        peek.add_argument(f"--{section}.{option}", dest=section, default=argparse.SUPPRESS)
+    return chosen | vars(peek.parse_known_args(arguments)[0])
 
 
 def _with_brackets(arguments: list[str]) -> list[str]:

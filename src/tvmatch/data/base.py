@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tvmatch.condition import Condition
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.seeds import RowDraws, generator
@@ -20,11 +21,20 @@ class Batch(NamedTuple):
 
     Attributes:
         values: float32 of shape (B, *spec.shape); images lie in [0, 1].
-        labels: int64 class numbers of shape (B,), or None for unconditional data.
+        labels: int64 class numbers of shape (B,), or None for data without classes.
+        embeddings: float32 (B, L, spec.embedding_size), or None for data without embeddings.
+        mask: bool (B, L), False for vectors that do not count; None if all do.
     """
 
     values: Tensor
-    labels: Tensor | None
+    labels: Tensor | None = None
+    embeddings: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """What the elements are conditioned on."""
+        return Condition(self.labels, embeddings=self.embeddings, mask=self.mask)
 
 
 class Dataset(Protocol):
@@ -52,7 +62,7 @@ class Dataset(Protocol):
         ...
 
 
-def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: int) -> Batch:
+def checked_batch(batch: Batch | tuple[Tensor, Tensor | None], dataset: Dataset, size: int) -> Batch:
     """What a data set gave for a training step, if it is what `Batch` and the data set's `spec` say.
 
     A batch may be shorter than `size`, as the last of an epoch is in other people's loops. Values are not
@@ -63,7 +73,7 @@ def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: i
     """
     spec, name = dataset.spec, f"{type(dataset).__name__}.batch"
     try:
-        values, labels = batch
+        values, labels, embeddings, mask = Batch(*batch)
     except (TypeError, ValueError):
         raise InputError(
             name, f"must return a Batch of values and labels, got {type(batch).__name__}"
@@ -71,13 +81,28 @@ def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: i
     _check_tensor(name, "values", values, torch.float32, spec.shape)
     if not 1 <= len(values) <= size:
         raise InputError(name, f"{size} elements were asked for, it returned {len(values)}")
+    if (embeddings is None) != (spec.embedding_size is None):
+        raise InputError(
+            name,
+            f"spec has embedding_size {spec.embedding_size}, but "
+            f"{'none' if embeddings is None else 'some'} of its elements have embeddings",
+        )
+    if embeddings is not None:
+        try:
+            Condition(embeddings=embeddings, mask=mask).check(values)
+        except InputError as error:
+            raise error.within(name) from None
+        if embeddings.shape[2] != spec.embedding_size:
+            raise InputError(
+                name, f"embeddings of size {spec.embedding_size} are needed, got {embeddings.shape[2]}"
+            )
     if (labels is None) != (spec.class_count == 0):
         given = "none" if labels is None else "some"
         raise InputError(
             name, f"spec has {spec.class_count} classes, but {given} of its elements have labels"
         )
     if labels is None:
-        return Batch(values, None)
+        return Batch(values, None, embeddings, mask)
     _check_tensor(name, "labels", labels, torch.int64, ())
     if len(labels) != len(values):
         raise InputError(name, f"it returned {len(labels)} labels for {len(values)} elements")
@@ -87,7 +112,7 @@ def checked_batch(batch: tuple[Tensor, Tensor | None], dataset: Dataset, size: i
         raise InputError(
             name, f"labels must lie in 0 … {spec.class_count - 1}, got {low if low < 0 else high}{hint}"
         )
-    return Batch(values, labels)
+    return Batch(values, labels, embeddings, mask)
 
 
 def _check_tensor(
@@ -190,7 +215,7 @@ class StoredDataset(ABC):
         batch = self._select(epoch_indices(len(self), step, size, seed))
         if not self._horizontal_flip:
             return batch
-        return Batch(flip_at_random(batch.values, range(size), step, seed), batch.labels)
+        return batch._replace(values=flip_at_random(batch.values, range(size), step, seed))
 
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""

@@ -152,3 +152,7 @@ class LatentsData:
                     f"and data.{name}=null takes what is stored",
                 )
         return dataset
+
+
+DATA_KINDS = {"digits": DigitsData, "density": DensityData, "images": ImagesData, "latents": LatentsData}
+"""The dataclasses by the names that files and the command line know them by, `data.kind`."""

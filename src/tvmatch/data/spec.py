@@ -62,6 +62,7 @@ class DataSpec:
         mean: per channel (images, latents) or coordinate (points), in data units.
         std: likewise; the network sees (data − mean) / std.
         autoencoder: of latents; None for other data.
+        embedding_size: D of the embeddings (B, L, D) that elements come with; None without.
     """
 
     kind: Literal["image", "points", "latents"]
@@ -70,6 +71,7 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     autoencoder: AutoencoderInfo | None = None
+    embedding_size: int | None = None
 
     def __post_init__(self) -> None:
         expected_rank = {"image": 3, "points": 1, "latents": 3}[self.kind]
@@ -92,6 +94,8 @@ class DataSpec:
             not self.class_names or len(set(self.class_names)) < self.class_count
         ):
             raise InputError(f"class names must be distinct and not empty, got {self.class_names}")
+        if self.embedding_size is not None and self.embedding_size < 1:
+            raise InputError("embedding_size", f"must be at least 1, got {self.embedding_size}")
         if (self.kind == "latents") != (self.autoencoder is not None):
             raise InputError(
                 "autoencoder", f"must be given for latents and for nothing else, this is {self.kind} data"
@@ -100,9 +104,11 @@ class DataSpec:
     def describe(self) -> dict[str, Any]:
         """As plain values for JSON; `from_description` reads them back."""
         content = asdict(self)
-        if self.autoencoder is None:
-            del content["autoencoder"]
-        return content
+        return {
+            name: value
+            for name, value in content.items()
+            if value is not None or name not in ("autoencoder", "embedding_size")
+        }
 
     @classmethod
     def from_description(cls, content: Mapping[str, Any]) -> "DataSpec":
@@ -116,6 +122,11 @@ class DataSpec:
             autoencoder = {name: _tuple(x) for name, x in values["autoencoder"].items()}
             values["autoencoder"] = AutoencoderInfo(**autoencoder)
         return cls(**values)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether elements come with labels or embeddings."""
+        return self.class_count > 0 or self.embedding_size is not None
 
     @property
     def class_count(self) -> int:

@@ -25,7 +25,7 @@ def _fit_judge(real: TensorDataset) -> Judge:
     """
     from sklearn.svm import SVC  # slow to import, so only when digits are judged
 
-    values, targets = real.take(len(real), seed=0)
+    values, targets, *_ = real.take(len(real), seed=0)
     assert targets is not None
     classifier = SVC(C=10.0, gamma="scale", random_state=0).fit(values.flatten(1).numpy(), targets.numpy())
 
@@ -77,7 +77,7 @@ def evaluate_digits(
     if reference_split not in ("held_out", "validation"):
         raise InputError("reference_split", f"must be 'held_out' or 'validation', got {reference_split!r}")
     real, aside = digits("train" if reference_split == "held_out" else "fit"), digits(reference_split)
-    images, labels = aside.take(len(aside), seed=0)  # all of them
+    images, labels, *_ = aside.take(len(aside), seed=0)  # all of them
     assert labels is not None
     judge = _fit_judge(real)
     reference = fit_gaussian(images.flatten(1))

@@ -227,14 +227,14 @@ class TVMPipeline(DiffusionPipeline):
             class_labels = class_labels.tolist()
         with arguments_named(_NAMES):
             grid = time_grid(_whole("steps", num_inference_steps), times)
-            labels, count = model._classes(class_labels, batch_size)
+            condition, count = model._condition(class_labels, batch_size)
             weight = model.guidance_weight(guidance_scale)
         device = self._execution_device
         x = self._noise(count, generator, latents, seed)
-        labels = None if labels is None else labels.to(device)
+        condition = condition.to(device)
         flow_map = FlowMap(self.transformer, model.scaled)
         for t, s in self.progress_bar(list(itertools.pairwise(grid))):
-            x = jump(flow_map, x, t, s, labels, weight)
+            x = jump(flow_map, x, t, s, condition, weight)
         images = self._output(model.spec.denormalize(x), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

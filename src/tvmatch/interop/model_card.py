@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvmatch.trained_model import Guidance, TrainedModel
+from tvmatch.condition import Guidance
+from tvmatch.trained_model import TrainedModel
 
 TAGS = ("tvmatch", "terminal-velocity-matching", "flow-map", "one-step-generation")
 

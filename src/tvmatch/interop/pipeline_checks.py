@@ -7,11 +7,12 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models import autoencoders
 
+from tvmatch.condition import Guidance
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import parse_json
 from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
-from tvmatch.trained_model import Guidance, TrainedModel
+from tvmatch.trained_model import TrainedModel
 
 FORMAT = "tvmatch-pipeline-1"
 FILES = (

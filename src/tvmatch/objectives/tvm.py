@@ -1,18 +1,19 @@
 """Terminal Velocity Matching: the objective on one screen (arXiv 2511.19797, Eqs. 12–15 and Algorithm 1)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tvmatch.flow_map import (
-    FlowMap,
-    Network,
-    expect_per_sample,
-    expect_same_kind,
-    interpolate,
-    per_sample,
-)
+from tvmatch.condition import Condition, Guidance, as_condition, expect_per_sample
+from tvmatch.errors import InputError
+from tvmatch.flow_map import FlowMap, Network, expect_same_kind, interpolate, per_sample
+from tvmatch.objectives.base import Inputs, Loss, Objective, draw_condition
+from tvmatch.objectives.registry import register_objective
+from tvmatch.objectives.times import TimesConfig, sample_times
+from tvmatch.option_checks import check_fields, require
+from tvmatch.seeds import RowDraws
 
 
 class TVMLoss(NamedTuple):
@@ -31,8 +32,8 @@ def tvm_loss(
     t: Tensor,
     s: Tensor,
     s_prime: Tensor,
-    labels: Tensor | None,
-    guidance_weight: Tensor | None,
+    labels: Tensor | Condition | None = None,
+    guidance_weight: Tensor | None = None,
     *,
     scaled: bool,
     detach_jvp: bool = False,
@@ -50,10 +51,10 @@ def tvm_loss(
         t: (B,) starting times in [0, 1].
         s: (B,) terminal times, s ≤ t.
         s_prime: (B,) times of the flow term.
-        labels: int64 (B,), the class count for a dropped label; None drops all. With weights given, the
-            target is also called with `labels=None`, for its unconditional velocity.
+        labels: int64 (B,), the class count for a dropped label; None drops all. Or a `Condition`, c with w.
+            With weights given, the target is also called without either, for its unconditional velocity.
         guidance_weight: (B,) w ≥ 1, which must be 1 where the label is dropped; None means 1 and saves the
-            unconditional evaluation.
+            unconditional evaluation. A `Condition` has its own.
         scaled: the scaled parameterisation, k(w) = w.
         detach_jvp: no gradient through ∂_s F_θ (faster, biased).
 
@@ -64,33 +65,110 @@ def tvm_loss(
         InputError: for an argument, or an output of a network, of another shape, kind or device. Values,
             such as s ≤ t, are not looked at, which would wait for a GPU: `times.sample_times` keeps them.
     """
+    condition = as_condition(labels, guidance_weight)
     expect_same_kind(x0, noise=noise)
-    expect_per_sample(x0, t=t, s=s, s_prime=s_prime, labels=labels, guidance_weight=guidance_weight)
+    expect_per_sample(x0, t=t, s=s, s_prime=s_prime)
+    condition.check(x0)
     online, frozen = FlowMap(network, scaled), FlowMap(target, scaled)
 
     x_t = interpolate(x0, noise, t)
     displacement, terminal_velocity = online.displacement_and_terminal_velocity(
-        x_t, t, s, labels, guidance_weight, detach_jvp=detach_jvp
+        x_t, t, s, condition, detach_jvp=detach_jvp
     )
     x_s_prime = interpolate(x0, noise, s_prime)
-    velocity = online.velocity(x_s_prime, s_prime, labels, guidance_weight)
+    velocity = online.velocity(x_s_prime, s_prime, condition)
 
     with torch.no_grad():
-        end_velocity = frozen.velocity(x_t + displacement, s, labels, guidance_weight)
+        end_velocity = frozen.velocity(x_t + displacement, s, condition)
         guided_velocity = noise - x0
-        if guidance_weight is not None:
-            w = per_sample(guidance_weight, x0)
-            guided_velocity = w * guided_velocity + (1 - w) * frozen.velocity(
-                x_s_prime, s_prime, None, torch.ones_like(guidance_weight)
-            )
+        if condition.guidance_weight is not None:
+            w = per_sample(condition.guidance_weight, x0)
+            unconditional_velocity = frozen.velocity(x_s_prime, s_prime, condition.unconditional())
+            guided_velocity = w * guided_velocity + (1 - w) * unconditional_velocity
 
     terminal = torch.where(t > s, _mean_square(terminal_velocity - end_velocity), 0.0)
     flow = _mean_square(velocity - guided_velocity)
-    if guidance_weight is not None:
-        terminal, flow = terminal / guidance_weight**2, flow / guidance_weight**2
+    if condition.guidance_weight is not None:
+        terminal, flow = terminal / condition.guidance_weight**2, flow / condition.guidance_weight**2
     return TVMLoss((terminal + flow).mean(), terminal, flow)
 
 
 def _mean_square(x: Tensor) -> Tensor:
     """(B, ...) to (B,)."""
     return x.square().flatten(1).mean(1)
+
+
+@register_objective("tvm")
+@dataclass
+class TVM(Objective):
+    """Terminal Velocity Matching (TVM §3).
+
+    Attributes:
+        guidance_weight: w ≥ 1, one constant, or a pair [low, high] with 1/w uniform between their inverses.
+        scaled: the scaled parameterisation, in which the network's output is multiplied by w.
+        label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1
+            or with a teacher.
+        target_ema: rate of the target network's moving average; 0 takes the network itself as target.
+        detach_jvp: no gradient through the derivative in s (faster, biased).
+        teacher: a checkpoint whose frozen velocity, with guidance, is the target instead of the network's own
+            (distillation); `target_ema` has no part then.
+        times: distribution of (t, s, s').
+    """
+
+    term_times: ClassVar = {"terminal": "t", "flow": "s_prime"}
+
+    guidance_weight: Guidance = 1.0
+    scaled: bool = True
+    label_dropout: float = 0.1
+    target_ema: float = 0.99
+    detach_jvp: bool = False
+    teacher: str | None = None
+    times: TimesConfig = field(default_factory=TimesConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "objective")
+        check_fields(self.times, "objective.times")
+        self.times.__post_init__()
+        if isinstance(self.guidance_weight, list):  # as YAML and Python users write a pair
+            self.guidance_weight = (self.guidance_weight[0], self.guidance_weight[1])
+        weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
+        for weight in weights:
+            require("objective.guidance_weight", weight, weight >= 1, "at least 1")
+        if len(weights) == 2 and weights[0] >= weights[-1]:
+            raise InputError(
+                "objective.guidance_weight", f"must be [low, high] with low < high, got {list(weights)}"
+            )
+        p, rate = self.label_dropout, self.target_ema
+        require("objective.label_dropout", p, 0 <= p <= 1, "in [0, 1]")
+        require("objective.target_ema", rate, 0 <= rate < 1, "in [0, 1)")
+
+    def check(self, conditional: bool, *, hint: str = "") -> None:
+        """w ≠ 1 mixes the target with the velocity without a label, which dropped labels alone train."""
+        weight = self.guidance_weight
+        if weight == 1:
+            return
+        if not conditional:
+            raise InputError(
+                "objective.guidance_weight", f"must be 1 for data without classes, got {weight}{hint}"
+            )
+        if self.label_dropout == 0 and self.teacher is None:
+            raise InputError(
+                "objective.label_dropout",
+                f"must be positive (0.1, say) for a guidance_weight of {weight}, "
+                "since guidance needs the velocity without a label",
+            )
+
+    def draw(self, x0: Tensor, condition: Condition, null_label: int, draws: RowDraws, rows: range) -> Inputs:
+        """Noise, times, dropped labels and guidance weights of some rows; see `Objective.draw`."""
+        noise = draws.normal("noise", rows, x0.shape[1:])
+        times = sample_times(self.times, draws, rows)._asdict()
+        return Inputs(x0, noise, times, draw_condition(condition, null_label, self, draws, rows))
+
+    def loss(self, network: Network, target: Network, inputs: Inputs) -> Loss:
+        """`tvm_loss`, with its two terms."""
+        x0, noise, times, condition = inputs
+        loss, terminal, flow = tvm_loss(
+            network, target, x0, noise, **times, labels=condition, scaled=self.scaled,
+            detach_jvp=self.detach_jvp,
+        )  # fmt: skip
+        return Loss(loss, {"terminal": terminal, "flow": flow})

@@ -1,68 +1,14 @@
 """The configuration of a run as dataclasses: the recipes' YAML files and the command line fill them."""
 
-import math
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
-from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
+from tvmatch.data.config import ImagesData
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig, MLPConfig
-from tvmatch.times import TimesConfig
-from tvmatch.trained_model import MOST_GUIDANCE
+from tvmatch.objectives import TVM, Objective
+from tvmatch.option_checks import check_fields, require, require_whole
 from tvmatch.training.acceleration import Recompute
-from tvmatch.training.fields import check_fields
-
-
-def _require(name: str, value: float, condition: bool, expected: str) -> None:
-    if not math.isfinite(value):
-        expected = f"finite and {expected}"
-    elif condition:
-        return
-    raise InputError(name, f"must be {expected}, got {value}")
-
-
-def _require_whole(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(name, f"must be a whole number of at least {least}, got {value}")
-
-
-@dataclass
-class ObjectiveConfig:
-    """The objective's switches (TVM §3).
-
-    Attributes:
-        guidance_weight: w ≥ 1, one constant, or a pair [low, high] with 1/w uniform between their inverses.
-        scaled: the scaled parameterisation, in which the network's output is multiplied by w.
-        label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1
-            or with a teacher.
-        target_ema: rate of the target network's moving average; 0 takes the network itself as target.
-        detach_jvp: no gradient through the derivative in s (faster, biased).
-        teacher: a checkpoint whose frozen velocity, with guidance, is the target instead of the network's own
-            (distillation); `target_ema` has no part then.
-    """
-
-    guidance_weight: float | tuple[float, float] = 1.0
-    scaled: bool = True
-    label_dropout: float = 0.1
-    target_ema: float = 0.99
-    detach_jvp: bool = False
-    teacher: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, "objective")
-        if isinstance(self.guidance_weight, list):  # as YAML and Python users write a pair
-            self.guidance_weight = (self.guidance_weight[0], self.guidance_weight[1])
-        weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
-        for weight in weights:
-            expected = f"at least 1 and at most {MOST_GUIDANCE:,.0f}"
-            _require("objective.guidance_weight", weight, 1 <= weight <= MOST_GUIDANCE, expected)
-        if len(weights) == 2 and weights[0] >= weights[-1]:
-            raise InputError(
-                "objective.guidance_weight", f"must be [low, high] with low < high, got {list(weights)}"
-            )
-        p, rate = self.label_dropout, self.target_ema
-        _require("objective.label_dropout", p, 0 <= p <= 1, "in [0, 1]")
-        _require("objective.target_ema", rate, 0 <= rate < 1, "in [0, 1)")
 
 
 @dataclass
@@ -91,18 +37,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "optimizer")
-        _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
-        _require("optimizer.beta1", self.beta1, 0 <= self.beta1 < 1, "in [0, 1)")
-        _require("optimizer.beta2", self.beta2, 0 <= self.beta2 < 1, "in [0, 1)")
-        _require("optimizer.epsilon", self.epsilon, self.epsilon > 0, "positive")
-        _require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _require_whole("optimizer.warmup_steps", self.warmup_steps, 0)
+        require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
+        require("optimizer.beta1", self.beta1, 0 <= self.beta1 < 1, "in [0, 1)")
+        require("optimizer.beta2", self.beta2, 0 <= self.beta2 < 1, "in [0, 1)")
+        require("optimizer.epsilon", self.epsilon, self.epsilon > 0, "positive")
+        require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        require_whole("optimizer.warmup_steps", self.warmup_steps, 0)
         fraction = self.decay_fraction
-        _require("optimizer.decay_fraction", fraction, 0 <= fraction <= 1, "in [0, 1]")
+        require("optimizer.decay_fraction", fraction, 0 <= fraction <= 1, "in [0, 1]")
         if self.gradient_clip is not None:
-            _require(
-                "optimizer.gradient_clip", self.gradient_clip, self.gradient_clip > 0, "positive or null"
-            )
+            require("optimizer.gradient_clip", self.gradient_clip, self.gradient_clip > 0, "positive or null")
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate of optimiser step `step` (from 0) of `steps`: warm-up, constant, linear decay."""
@@ -150,13 +94,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self, "training")
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
-            _require_whole(f"training.{name}", getattr(self, name), 1)
+            require_whole(f"training.{name}", getattr(self, name), 1)
         for name in ("data_workers", "sample_every"):
-            _require_whole(f"training.{name}", getattr(self, name), 0)
+            require_whole(f"training.{name}", getattr(self, name), 0)
         if self.keep_checkpoints is not None:
-            _require_whole("training.keep_checkpoints", self.keep_checkpoints, 1)
+            require_whole("training.keep_checkpoints", self.keep_checkpoints, 1)
         rate = self.evaluation_ema
-        _require("training.evaluation_ema", rate, 0 <= rate < 1, "in [0, 1)")
+        require("training.evaluation_ema", rate, 0 <= rate < 1, "in [0, 1)")
         if self.batch_size % self.accumulation:
             raise InputError(
                 "training.accumulation",
@@ -172,10 +116,9 @@ class Config:
         recipe: the name it goes by.
         seed: of the initial weights, the data order, the noise and the times.
         initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
-        data: the data set.
+        data: the data set; None for one that is given from Python.
         network: size and switches of the network.
-        times: distribution of (t, s, s').
-        objective: the objective's switches.
+        objective: the objective with its options.
         optimizer: AdamW and its schedule.
         training: length, batches, averages and schedules.
     """
@@ -185,14 +128,13 @@ class Config:
     initial: str | None = None
     data: Any = None
     network: Any = None
-    times: TimesConfig = field(default_factory=TimesConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=TVM)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         check_fields(self, "", but=("data", "network"))
-        _require_whole("seed", self.seed, 0)
+        require_whole("seed", self.seed, 0)
 
     def check(self) -> None:
         """Check everything once more, for a configuration that was changed after it was made.
@@ -204,10 +146,9 @@ class Config:
         if not isinstance(self.network, DiTConfig | MLPConfig):
             raise InputError("network", f"must be a DiTConfig or an MLPConfig, got {self.network!r}")
         check_fields(self.network, "network")
-        check_fields(self.times, "times")
         if is_dataclass(self.data):
             check_fields(self.data, "data")
-        for section in (self, self.times, self.objective, self.optimizer, self.training, self.network):
+        for section in (self, self.objective, self.optimizer, self.training, self.network):
             section.__post_init__()
         if isinstance(self.network, DiTConfig):
             self.network.size()
@@ -218,78 +159,17 @@ class Config:
                     "must be true for a range of guidance weights "
                     f"{list(weight)}, which the network could not tell apart",
                 )
+        if isinstance(self.data, ImagesData):
+            self._check_images(self.data)
 
-
-@dataclass(kw_only=True)
-class DigitsConfig(Config):
-    """A run on the bundled digits.
-
-    Attributes:
-        recipe: the name it goes by.
-        seed: of the initial weights, the data order, the noise and the times.
-        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
-    """
-
-    data: DigitsData = field(default_factory=DigitsData)
-    network: DiTConfig = field(default_factory=DiTConfig)
-
-
-@dataclass(kw_only=True)
-class DensityConfig(Config):
-    """A run on a distribution in the plane.
-
-    Attributes:
-        recipe: the name it goes by.
-        seed: of the initial weights, the data order, the noise and the times.
-        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
-    """
-
-    data: DensityData = field(default_factory=DensityData)
-    network: MLPConfig = field(default_factory=MLPConfig)
-
-
-@dataclass(kw_only=True)
-class ImagesConfig(Config):
-    """A run on a data set of images.
-
-    Attributes:
-        recipe: the name it goes by.
-        seed: of the initial weights, the data order, the noise and the times.
-        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
-    """
-
-    data: ImagesData = field(default_factory=lambda: ImagesData(path=""))
-    network: DiTConfig = field(default_factory=DiTConfig)
-
-    def check(self) -> None:
-        """As for any run, and that patches and guidance fit the images, before these are prepared."""
-        super().check()
-        weight = self.objective.guidance_weight
-        if isinstance(self.data, ImagesData) and self.data.label_column is None and weight != 1:
-            raise InputError(
-                "objective.guidance_weight",
-                f"must be 1 for data without classes, got {weight} "
-                "(data.label_column names the column of classes)",
-            )
-        if isinstance(self.data, ImagesData) and isinstance(self.network, DiTConfig):
-            size, patch = self.data.resolution, self.network.size().patch_size
+    def _check_images(self, data: ImagesData) -> None:
+        """That guidance and patches fit the images, before these are prepared."""
+        if data.label_column is None:
+            self.objective.check(False, hint=" (data.label_column names the column of classes)")
+        if isinstance(self.network, DiTConfig):
+            size, patch = data.resolution, self.network.size().patch_size
             for length in (size,) if isinstance(size, int) else size:
                 if length % patch:
                     raise InputError(
-                        "network.patch_size",
-                        f"{patch} does not divide data.resolution {self.data.resolution}",
+                        "network.patch_size", f"{patch} does not divide data.resolution {data.resolution}"
                     )
-
-
-@dataclass(kw_only=True)
-class LatentsConfig(Config):
-    """A run on the latents of images.
-
-    Attributes:
-        recipe: the name it goes by.
-        seed: of the initial weights, the data order, the noise and the times.
-        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
-    """
-
-    data: LatentsData = field(default_factory=lambda: LatentsData(latents=""))
-    network: DiTConfig = field(default_factory=DiTConfig)

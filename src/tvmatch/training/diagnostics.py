@@ -7,17 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from tvmatch import dual
+from tvmatch.condition import Condition
 from tvmatch.dual import Dual
 from tvmatch.models import MLP, DiT
 from tvmatch.models.layers import Modulation
-from tvmatch.times import Times
 from tvmatch.training.non_finite import TIME_BINS, bin_of, time_bin
 
 
 @torch.no_grad()
-def modulation_norms(
-    network: nn.Module, times: Times, labels: Tensor | None, guidance_weight: Tensor | None
-) -> dict[str, float]:
+def modulation_norms(network: nn.Module, t: Tensor, s: Tensor, condition: Condition) -> dict[str, float]:
     """`modulation_norm/<module>`: root mean square of each modulation's vectors before their norm.
 
     They depend on the condition alone, and are computed anew from it: hooks on parts of a compiled network
@@ -25,13 +23,14 @@ def modulation_norms(
 
     Args:
         network: a DiT or an MLP; others have nothing to report.
-        times: of the batch; t and s count.
-        labels: int64 (B,) or None.
-        guidance_weight: (B,) or None.
+        t: (B,) starting times.
+        s: (B,) terminal times.
+        condition: of the batch.
     """
     if not isinstance(network, DiT | MLP):
         return {}
-    activated = dual.silu(network.conditioning(Dual(times.t), Dual(times.s), labels, guidance_weight))
+    vectors = network.conditioning(Dual(t), Dual(s), condition.labels, condition.guidance_weight)
+    activated = dual.silu(vectors)
     norms = {}
     for name, module in network.named_modules():
         if isinstance(module, Modulation):

@@ -22,6 +22,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from types import ModuleType
@@ -42,7 +43,7 @@ from tvmatch.training import acceleration
 from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.config import Config
 from tvmatch.training.observer import PARTS, Observer, size_of
-from tvmatch.training.start import initial_state, untrained_network
+from tvmatch.training.start import initial_state
 from tvmatch.training.step import draw_inputs, training_step
 
 _addcmul = torch.addcmul
@@ -120,9 +121,9 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
         InputError: if the batch cannot be shared so, or the configuration does not fit the data.
     """
     rows, parts = rows_at_a_time(config, world_size), config.training.accumulation
-    objective = config.objective
+    objective = copy(config.objective)
     if objective.teacher is not None:
-        objective = replace(objective, teacher=None, target_ema=objective.target_ema or 0.99)
+        objective.teacher, objective.target_ema = None, objective.target_ema or 0.99
     training = replace(config.training, batch_size=rows, accumulation=1)
     config = replace(config, objective=objective, training=training, initial=None)
 
@@ -134,14 +135,15 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
         if on_gpu:
             stack.enter_context(_as_on_a_gpu(compiled=training.compile))
         _accelerate(state, config)
-        draws = draw_inputs(_batch(spec, rows), spec, config, 0, torch.device("cpu"))
+        inputs = draw_inputs(_batch(spec, rows), spec, config, 0, torch.device("cpu"))
         observer = Observer(state)
-        for tensor in tree_leaves(tuple(draws)):
+        for tensor in tree_leaves(tuple(inputs)):
             if tensor is not None:
                 observer.watch(tensor)
         target = state.network if state.target is None else state.target.network
         with observer:
-            training_step(state.network, target, state.optimizer, draws, config, 0, _autocast(config, on_gpu))
+            autocast = _autocast(config, on_gpu)
+            training_step(state.network, target, state.optimizer, inputs, config, 0, autocast)
             for average in (state.target, state.evaluation):
                 if average is not None:
                     average.update(state.network, 1)
@@ -182,9 +184,7 @@ def parameter_counts(network: nn.Module) -> dict[str, int]:
 
 def _initial_state(config: Config, spec: DataSpec) -> TrainingState:
     """As `Trainer` makes it, and with AdamW's moments, which it makes in its first step."""
-    network = untrained_network(config, spec)
-    network.to = lambda device: network  # type: ignore[method-assign,assignment] # PyTorch fails at it
-    state = initial_state(config, spec, torch.device("cpu"), network)
+    state = initial_state(config, spec, None)  # PyTorch cannot move tensors without memory
     for parameter in state.network.parameters():
         parameter.grad = torch.empty_like(parameter)
     state.optimizer.step()

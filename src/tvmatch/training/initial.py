@@ -33,7 +33,7 @@ def _network_section(folder: Path) -> dict[str, Any]:
     content = read_json(file, MODEL_FORMAT).get("network")
     if not isinstance(content, dict):
         raise InputError(file, "not a model description of this version")
-    return {name: value for name, value in content.items() if name != "kind"}
+    return content
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,14 +33,17 @@ class RunLog:
         steps: steps in all.
         batch_size: samples a step.
         unit: what a sample is called.
+        terms: names of the loss's terms, which the progress bar shows.
 
     Raises:
         OSError: here and in every method, if a file cannot be written.
     """
 
-    def __init__(self, run: Path, first_step: int, steps: int, batch_size: int, unit: str) -> None:
+    def __init__(
+        self, run: Path, first_step: int, steps: int, batch_size: int, unit: str, terms: Sequence[str]
+    ) -> None:
         self.console = Console(stderr=True)
-        self.steps, self.batch_size, self.unit = steps, batch_size, unit
+        self.steps, self.batch_size, self.unit, self.terms = steps, batch_size, unit, terms
         self.path = run / LOG_NAME
         kept = [row for row in read_log(run) if row["step"] <= first_step]
         with replacing(self.path) as unfinished:
@@ -89,7 +92,8 @@ class RunLog:
         now = time.perf_counter()
         (past, then), self.last_scalars = self.last_scalars, (step, now)
         rate = self.batch_size * (step - past) / max(now - then, 1e-9)
-        terms = f"terminal {scalars['terminal']:.4f}  flow {scalars['flow']:.4f}  {rate:,.0f} {self.unit}/s"
+        values = "  ".join(f"{name} {scalars[name]:.4f}" for name in self.terms)
+        terms = f"{values}  {rate:,.0f} {self.unit}/s"
         self.progress.update(self.task, terms=terms)
         tenths = [10 * number // self.steps for number in (self.last_line, step)]
         if not self.console.is_terminal and tenths[1] > tenths[0]:  # a file gets ten lines, not a bar

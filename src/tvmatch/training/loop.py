@@ -84,7 +84,7 @@ class Trainer:
         config.check()
         torchrun.refuse_several("training")
         self.device = resolve_device(device)
-        self._check_guidance()
+        config.objective.check(dataset.spec.is_conditional)
         self.messages: list[str] = []
         self._lock, self._is_begun = lock, resume is not None
         with self._locked():
@@ -116,14 +116,7 @@ class Trainer:
         objective = self.config.objective
         if objective.teacher is None:
             return None
-        return load_teacher(
-            objective.teacher,
-            self.dataset.spec,
-            objective.guidance_weight,
-            scaled=objective.scaled,
-            label_dropout=objective.label_dropout,
-            device=self.device,
-        )
+        return load_teacher(objective.teacher, self.dataset.spec, objective, self.device)
 
     def _accelerate(self) -> None:
         """Recomputation and compilation; the evaluation average, which is sampled and saved, stays plain."""
@@ -136,20 +129,6 @@ class Trainer:
         if training.compile:
             require_right_compilation(self.device)
             self.messages.append("compiling: the first step takes a minute or more")
-
-    def _check_guidance(self) -> None:
-        """w ≠ 1 mixes the target with the velocity without a label, which dropped labels alone train."""
-        weight, dropout = self.config.objective.guidance_weight, self.config.objective.label_dropout
-        if weight == 1:
-            return
-        if self.dataset.spec.class_count == 0:
-            raise InputError("objective.guidance_weight", f"must be 1 for data without classes, got {weight}")
-        if dropout == 0 and self.config.objective.teacher is None:
-            raise InputError(
-                "objective.label_dropout",
-                f"must be positive (0.1, say) for a guidance_weight of {weight}, "
-                "since guidance needs the velocity without a label",
-            )
 
     def _resume(self, path: Path) -> None:
         """Load the newest checkpoint; a run that was killed before its first starts over."""
@@ -241,7 +220,8 @@ class Trainer:
         with replacing(self.out / CONFIG_NAME) as unfinished:
             unfinished.write_text(to_yaml(self.config), encoding="utf-8")
         self._is_begun = True
-        log = RunLog(self.out, self.state.step, training.steps, training.batch_size, unit)
+        terms = tuple(self.config.objective.term_times)
+        log = RunLog(self.out, self.state.step, training.steps, training.batch_size, unit, terms)
         with (
             log,
             collected_signals() as received,
@@ -274,21 +254,24 @@ class Trainer:
         """Errors of the data say at which step, and what there is to go back to."""
         try:
             yield
-        except (InputError, DataError) as error:
+        except InputError as error:
+            raise error.within(f"step {self.state.step}").with_hint(last_checkpoint(self.out)) from error
+        except DataError as error:
             text = f"step {self.state.step}: {error}; {last_checkpoint(self.out)}"
-            raise type(error)(text) from error
+            raise DataError(text) from error
 
     def _step(self, batch: Batch, log: RunLog) -> None:
         """One optimiser step, the moving averages, and the log."""
         state, training = self.state, self.config.training
         batch = checked_batch(batch, self.dataset, training.batch_size)
-        draws = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
+        inputs = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
+        t, s = self.config.objective.network_times(inputs)
         logged = (state.step + 1) % training.log_every == 0 or state.step == 0
-        norms = modulation_norms(state.network, draws.times, *draws.conditions) if logged else {}
+        norms = modulation_norms(state.network, t, s, inputs.condition) if logged else {}
         nothing: AbstractContextManager[dict[str, float]] = nullcontext({})
-        with tangent_norms(state.network, draws.times.t) if logged else nothing as recorded:
+        with tangent_norms(state.network, t) if logged else nothing as recorded:
             result = training_step(
-                state.network, self.target, state.optimizer, draws, self.config, state.step, self._autocast()
+                state.network, self.target, state.optimizer, inputs, self.config, state.step, self._autocast()
             )
         state.step += 1
         for average in (state.target, state.evaluation):
@@ -331,8 +314,7 @@ class Trainer:
 def _scalars(result: StepResult) -> dict[str, float]:
     return {
         "loss": result.loss.loss.item(),
-        "terminal": result.loss.terminal.mean().item(),
-        "flow": result.loss.flow.mean().item(),
+        **{name: values.mean().item() for name, values in result.loss.terms.items()},
         "gradient_norm": result.gradient_norm.item(),
     }
 

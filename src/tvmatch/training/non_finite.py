@@ -1,12 +1,12 @@
 """Where a loss or a gradient stopped being finite: the term, the bin of its time, the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tvmatch.objectives import TVMLoss
-from tvmatch.times import Times
+from tvmatch.objectives import Inputs, Loss
 
 TIME_BINS = 4
 
@@ -26,13 +26,26 @@ def bin_of(times: Tensor) -> Tensor:
     return (times * TIME_BINS).long().clamp(max=TIME_BINS - 1)
 
 
+class _Term(NamedTuple):
+    """A term of the loss, and the times (B,) that its values belong to."""
+
+    name: str
+    time: str
+    times: Tensor
+
+    def where(self, index: int) -> str:
+        """The term in a bin of its time."""
+        symbol = self.time.replace("_prime", "'")
+        return f"{self.name} term with {symbol} in {time_bin(index / TIME_BINS)}"
+
+
 def describe(
     step: int,
-    x0: Tensor,
-    loss: TVMLoss,
-    times: Times,
+    inputs: Inputs,
+    loss: Loss,
+    term_times: Mapping[str, str],
     network: nn.Module,
-    loss_of_rows: Callable[[Tensor], TVMLoss],
+    loss_of_rows: Callable[[Tensor], Loss],
     *,
     rows_at_once: int,
 ) -> str:
@@ -40,15 +53,16 @@ def describe(
 
     Args:
         step: its number, from 1 as in the log.
-        x0: its data (B, ...).
-        loss: its loss, with both terms per sample (B,).
-        times: its times, each (B,).
+        inputs: of its loss.
+        loss: its loss, with its terms per sample (B,).
+        term_times: for each term the name of the time it belongs to.
         network: the network, with the step's gradients.
         loss_of_rows: computes the loss again, for some rows of the batch, int64 (n,).
         rows_at_once: how many of them fit into memory.
     """
-    found = _broken_data(x0) or _broken_terms(loss, times)
-    found = found or _broken_gradient(times, network, loss_of_rows, rows_at_once)
+    terms = [_Term(name, time, inputs.times[time]) for name, time in term_times.items()]
+    found = _broken_data(inputs.x0) or _broken_terms(loss, terms)
+    found = found or _broken_gradient(terms, network, loss_of_rows, rows_at_once)
     return f"step {step}: not finite: {found}"
 
 
@@ -57,49 +71,48 @@ def _broken_data(x0: Tensor) -> str | None:
     return f"the data of {int(bad.sum())} of {len(x0)} samples" if bad.any() else None
 
 
-def _broken_terms(loss: TVMLoss, times: Times) -> str | None:
+def _broken_terms(loss: Loss, terms: list[_Term]) -> str | None:
     found = []
-    for (name, symbol, term_times), values in zip(_TERMS, loss[1:], strict=True):
-        bad = ~torch.isfinite(values)
+    for name, time, times in terms:
+        bad = ~torch.isfinite(loss.terms[name])
         if bad.any():
-            bins = sorted({time_bin(time) for time in term_times(times)[bad].tolist()})
-            found.append(f"the {name} of {int(bad.sum())} samples with {symbol} in {' and '.join(bins)}")
+            bins = " and ".join(sorted({time_bin(value) for value in times[bad].tolist()}))
+            symbol = time.replace("_prime", "'")
+            found.append(f"the {name} term of {int(bad.sum())} samples with {symbol} in {bins}")
     return "; ".join(found) or None
 
 
 def _broken_gradient(
-    times: Times, network: nn.Module, loss_of_rows: Callable[[Tensor], TVMLoss], rows_at_once: int
+    terms: list[_Term], network: nn.Module, loss_of_rows: Callable[[Tensor], Loss], rows_at_once: int
 ) -> str:
-    """Both terms are finite: look for the term and bin whose own gradient is not.
+    """All terms are finite: look for the term and bin whose own gradient is not.
 
     The loss is computed again for each bin alone, since 0 · ∞ of the other rows is not a number either.
     """
     parameters = dict(network.named_parameters())
     broken = [name for name, parameter in parameters.items() if not _is_finite(parameter.grad)]
     if not broken:
-        return _overflow(times, list(parameters.values()), loss_of_rows, rows_at_once)
+        return _overflow(terms, list(parameters.values()), loss_of_rows, rows_at_once)
     found: list[str] = []
-    for position, (name, symbol, term_times) in enumerate(_TERMS):
-        bins = bin_of(term_times(times))
+    for term in terms:
+        bins = bin_of(term.times)
         for index in range(TIME_BINS):
             for rows in torch.nonzero(bins == index).flatten().split(rows_at_once):
-                terms = loss_of_rows(rows)[1:]
-                gradients = torch.autograd.grad(
-                    terms[position].mean(), list(parameters.values()), allow_unused=True
-                )
+                mean = loss_of_rows(rows).terms[term.name].mean()
+                gradients = torch.autograd.grad(mean, list(parameters.values()), allow_unused=True)
                 if not all(_is_finite(gradient) for gradient in gradients):
-                    found.append(f"of the {name} with {symbol} in {time_bin(index / TIME_BINS)}")
+                    found.append(f"of the {term.where(index)}")
                     break
     return (
         f"the gradient {' and '.join(found) or 'of the whole batch'}, in {len(broken)} parameters, "
-        f"first {', '.join(broken[:3])} (both terms are finite)"
+        f"first {', '.join(broken[:3])} ({_all(terms)} finite)"
     )
 
 
 def _overflow(
-    times: Times,
+    terms: list[_Term],
     parameters: list[nn.Parameter],
-    loss_of_rows: Callable[[Tensor], TVMLoss],
+    loss_of_rows: Callable[[Tensor], Loss],
     rows_at_once: int,
 ) -> str:
     """Every gradient is finite, but the sum of their squares is not: name the term and bin of the largest.
@@ -107,30 +120,26 @@ def _overflow(
     A bin's gradient is its part of the batch's, and its norm is taken in float64, where it does not overflow.
     """
     norms: dict[str, float] = {}
-    for position, (name, symbol, term_times) in enumerate(_TERMS):
-        bins = bin_of(term_times(times))
+    for term in terms:
+        bins = bin_of(term.times)
         for index in bins.unique().tolist():
             total = [torch.zeros_like(x, dtype=torch.float64) for x in parameters]
             for rows in torch.nonzero(bins == index).flatten().split(rows_at_once):
-                share = loss_of_rows(rows)[1:][position].sum() / len(bins)
+                share = loss_of_rows(rows).terms[term.name].sum() / len(bins)
                 gradients = torch.autograd.grad(share, parameters, allow_unused=True)
                 for sum_, gradient in zip(total, gradients, strict=True):
                     if gradient is not None:
                         sum_ += gradient
-            norm = nn.utils.get_total_norm(total).item()
-            norms[f"the {name} with {symbol} in {time_bin(index / TIME_BINS)}"] = norm
+            norms[f"the {term.where(index)}"] = nn.utils.get_total_norm(total).item()
     largest = max(norms, key=lambda where: norms[where])
     return (
         f"the norm of the gradient overflows, which is largest of {largest}, {norms[largest]:.3g} "
-        "(both terms and the gradient itself are finite)"
+        f"({_all(terms)} finite, and so is the gradient itself)"
     )
 
 
-# Name, symbol of its time, and its times, in the order of TVMLoss.
-_TERMS: tuple[tuple[str, str, Callable[[Times], Tensor]], ...] = (
-    ("terminal term", "t", lambda times: times.t),
-    ("flow term", "s'", lambda times: times.s_prime),
-)
+def _all(terms: list[_Term]) -> str:
+    return "the loss is" if len(terms) == 1 else "both terms are" if len(terms) == 2 else "all terms are"
 
 
 def _is_finite(gradient: Tensor | None) -> bool:

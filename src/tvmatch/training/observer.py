@@ -20,11 +20,11 @@ from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.flops import operations
 
 FORWARD_DUAL = "forward with the tangent"
-FORWARD_FLOW = "forward, flow term"
+FORWARD = "forward"
 FORWARD_TARGET = "forward, target"
 FORWARD_UNCONDITIONAL = "forward, target without label"
 BACKWARD = "backward"
-PARTS = (FORWARD_DUAL, FORWARD_FLOW, FORWARD_TARGET, FORWARD_UNCONDITIONAL, BACKWARD)
+PARTS = (FORWARD_DUAL, FORWARD, FORWARD_TARGET, FORWARD_UNCONDITIONAL, BACKWARD)
 
 
 class Observer(TorchDispatchMode):
@@ -109,7 +109,7 @@ class Observer(TorchDispatchMode):
         if isinstance(s, Dual):
             self._part = FORWARD_DUAL
         elif torch.is_grad_enabled():
-            self._part = FORWARD_FLOW
+            self._part = FORWARD
         else:
             self._part = FORWARD_TARGET if labels is not None or weight is None else FORWARD_UNCONDITIONAL
 

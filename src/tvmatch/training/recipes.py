@@ -12,14 +12,22 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from tvmatch.errors import InputError
-from tvmatch.training.config import Config, DensityConfig, DigitsConfig, ImagesConfig, LatentsConfig
-from tvmatch.training.fields import (
+from tvmatch.option_checks import (
     LIST_OF_NUMBERS,
     PAIR_OF_NUMBERS,
     PAIR_OF_WHOLE_NUMBERS,
     THREE_WHOLE_NUMBERS,
     check_value,
     suggestion,
+)
+from tvmatch.training.config import Config
+from tvmatch.training.sections import (
+    KIND_OPTIONS,
+    config_class,
+    described,
+    present_arguments,
+    section_kinds,
+    with_kinds,
 )
 
 
@@ -143,28 +151,18 @@ def recipe(name: str) -> Config:
     return parse_config(yaml.safe_load(recipe_text(name)), f"recipe {name}")
 
 
-def config_class(content: Mapping[str, Any], source: str) -> type[Config]:
-    """The configuration class for a YAML file's content: its data section says which."""
-    data = content.get("data")
-    if not isinstance(data, Mapping):
-        raise InputError(
-            source,
-            "no data section; a run on data given from Python is continued from Python, "
-            "with tvmatch.train(…, resume=True)",
-        )
-    if "path" in data:
-        return ImagesConfig
-    if "latents" in data:
-        return LatentsConfig
-    return DensityConfig if "name" in data else DigitsConfig
-
-
 def config_parser(cls: type[Config], **options: Any) -> OneLineParser:
-    """A parser of the configurations of one kind; `add_defaults` gives it a recipe's values."""
+    """A parser of a `sections.config_class`; `add_defaults` gives it a recipe's values."""
     parser = OneLineParser(**options)
     parser.add_argument("--config", action="config", help="YAML file on top of the recipe")
     parser.add_argument("recipe", nargs="?", type=str, default="custom", help="the name it goes by")
     parser.add_class_arguments(cls, as_group=True, skip={"recipe"})
+    for section, option in KIND_OPTIONS.items():
+        kinds = ", ".join(section_kinds(section))
+        groups = parser.groups or {}
+        groups[section].add_argument(
+            f"--{section}.{option}", type=str, help=f"{kinds}; decides the other options here"
+        )
     return parser
 
 
@@ -191,36 +189,39 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
             if value is None and kinds[key] is not None and parser.get_default(key) is not None:
                 check_value(key, value, kinds[key])
         checked = parser.parse_object(values)
-    except (InputError, OverflowError) as error:  # a whole number beyond the range of `float`
+    except InputError as error:
+        raise error.within(source) from None
+    except OverflowError as error:  # a whole number beyond the range of `float`
         raise InputError(source, str(error)) from None
     parser.set_defaults({key: checked[key] for key in values})
 
 
 def parse_config(content: Mapping[str, Any], source: str, arguments: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file's content with command-line arguments on top."""
-    cls = config_class(content, source)
-    parser = config_parser(cls)
+    content = with_kinds(content, source)
+    parser = config_parser(config_class(content))
     add_defaults(parser, content, source)
-    return instantiate(parser, parser.parse_args(list(arguments)), cls)
+    return instantiate(parser, parser.parse_args(present_arguments(arguments)))
 
 
-def instantiate(parser: ArgumentParser, parsed: Namespace, cls: type[Config]) -> Config:
+def instantiate(parser: ArgumentParser, parsed: Namespace) -> Config:
     """The dataclasses of a parsed namespace; what they refuse is an InputError."""
-    names = {field.name for field in dataclasses.fields(cls)}
+    for section, option in KIND_OPTIONS.items():
+        parsed.pop(f"{section}.{option}")
+    names = {field.name for field in dataclasses.fields(Config)}
     values = parser.instantiate(parsed)
-    return cls(**{name: value for name, value in vars(values).items() if name in names})
+    return Config(**{name: value for name, value in vars(values).items() if name in names})
 
 
 def to_yaml(config: Config) -> str:
     """A configuration as YAML; data given as tensors from Python are null."""
-    content = dataclasses.asdict(config)
-    text: str = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(_plain(described(config)), sort_keys=False, allow_unicode=True)
     return text
 
 
 def differences(before: Config, after: Config) -> list[str]:
     """The options whose values differ between two configurations, as `name: before → after`."""
-    old, new = (_flatten(_plain(dataclasses.asdict(config))) for config in (before, after))
+    old, new = (_flatten(_plain(described(config))) for config in (before, after))
     return [
         f"{name}: {old.get(name)} → {new.get(name)}" for name in old | new if old.get(name) != new.get(name)
     ]
@@ -233,7 +234,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(content, dict):
             _flatten(content)  # which has no end where an alias stands for the mapping around it
     except InputError as error:
-        raise InputError(path, str(error)) from None
+        raise error.within(path) from None
     except OSError as error:
         raise InputError(path, str(error.strerror)) from None
     except RecursionError:

@@ -113,20 +113,21 @@ def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
 
 
 def initial_state(
-    config: Config, spec: DataSpec, device: torch.device, network: nn.Module | None = None
+    config: Config, spec: DataSpec, device: torch.device | None, network: nn.Module | None = None
 ) -> TrainingState:
     """The network as it starts, with both averages and AdamW.
 
     Args:
         config: the run.
         spec: of its data.
-        device: where to put everything.
+        device: where to put everything; None leaves it where it is made.
         network: with the weights to start from; by default those of the configuration's seed.
 
     Raises:
         InputError: if the network does not fit the data.
     """
-    network = (untrained_network(config, spec) if network is None else network).to(device)
+    network = untrained_network(config, spec) if network is None else network
+    network = network if device is None else network.to(device)
     target_rate, warmup, settings = config.objective.target_ema, config.training.ema_warmup, config.optimizer
     if config.objective.teacher is not None:
         target_rate = 0.0

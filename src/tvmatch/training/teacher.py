@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tvmatch.condition import Guidance
 from tvmatch.data.spec import DataSpec, agree
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap, per_sample
-from tvmatch.trained_model import Guidance, TrainedModel, load
+from tvmatch.objectives import Objective
+from tvmatch.trained_model import TrainedModel, load
 
 
 class GuidedTeacher(nn.Module):
@@ -57,23 +59,13 @@ class GuidedTeacher(nn.Module):
         return velocity / weight if self.scaled else velocity
 
 
-def load_teacher(
-    path: str,
-    spec: DataSpec,
-    guidance: Guidance,
-    *,
-    scaled: bool,
-    label_dropout: float,
-    device: torch.device,
-) -> GuidedTeacher:
+def load_teacher(path: str, spec: DataSpec, objective: Objective, device: torch.device) -> GuidedTeacher:
     """The teacher in a checkpoint.
 
     Args:
         path: a run folder or a checkpoint.
         spec: of the student's data, which must be the teacher's.
-        guidance: of the student, which the teacher must be able to give.
-        scaled: the student's parameterisation.
-        label_dropout: how often the student's labels are dropped.
+        objective: of the student, whose guidance the teacher must be able to give.
         device: where to put it.
 
     Raises:
@@ -84,19 +76,20 @@ def load_teacher(
     same_count = model.spec.class_count == spec.class_count
     if not same_count or known_classes(model.spec, spec) != list(range(spec.class_count)):
         raise InputError("objective.teacher", f"{path} was trained on other classes")
+    guidance = objective.guidance_weight
     if not _gives(model.guidance, guidance):
         raise InputError(
             "objective.teacher",
             f"{path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
             f"give objective.guidance_weight {_shown(guidance)}",
         )
-    if not model.knows_dropped_labels and (label_dropout > 0 or guidance != 1):
+    if not model.knows_dropped_labels and (objective.label_dropout > 0 or guidance != 1):
         raise InputError(
             "objective.teacher",
             f"{path} was trained without dropped labels and has no velocity without one, "
             "which objective.guidance_weight other than 1 and objective.label_dropout above 0 need",
         )
-    return GuidedTeacher(model, scaled=scaled)
+    return GuidedTeacher(model, scaled=objective.scaled)
 
 
 def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -> None:

@@ -19,6 +19,10 @@ from tvmatch.errors import InputError
 from tvmatch.seeds import RowDraws, in_whole_blocks
 
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-53
+_CHOICES = {
+    "distribution": ("gap*", "gap", "truncated", "clamped"),
+    "s_prime": ("independent", "tied"),
+}
 
 
 @dataclass
@@ -53,22 +57,24 @@ class TimesConfig:
     equal_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.distribution not in ("gap*", "gap", "truncated", "clamped"):
-            raise InputError(
-                "times.distribution", f"must be gap*, gap, truncated or clamped, got {self.distribution!r}"
-            )
-        if self.s_prime not in ("independent", "tied"):
-            raise InputError("times.s_prime", f"must be independent or tied, got {self.s_prime!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise InputError(
+                    f"objective.times.{name}", f"must be {expected}, got {getattr(self, name)!r}"
+                )
         for name in ("gap", "t", "s"):
             pair = getattr(self, name)
             if len(pair) != 2 or not all(math.isfinite(number) for number in pair) or pair[1] <= 0:
-                raise InputError(
-                    f"times.{name}", f"must be a finite mean and a positive finite std, got {pair}"
-                )
-        if not 0 <= self.equal_probability <= 1:
-            raise InputError("times.equal_probability", f"must lie in [0, 1], got {self.equal_probability}")
+                expected = "a finite mean and a positive finite std"
+                raise InputError(f"objective.times.{name}", f"must be {expected}, got {pair}")
+        probability = self.equal_probability
+        if not 0 <= probability <= 1:
+            raise InputError("objective.times.equal_probability", f"must lie in [0, 1], got {probability}")
         if self.distribution == "gap*" and self.s_prime == "tied":
-            raise InputError("times.s_prime", "must be independent for gap* (take gap for a tied s')")
+            raise InputError(
+                "objective.times.s_prime", "must be independent for gap* (take gap for a tied s')"
+            )
 
 
 class Times(NamedTuple):

@@ -1,6 +1,7 @@
 """The fields of a configuration's sections: names and types, for values that were set from Python."""
 
 import difflib
+import math
 import types
 from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -84,3 +85,26 @@ def _words(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(map(_words, parts))
     return _WORDS.get(kind) or f"a {kind.__name__}"
+
+
+def require(name: str, value: float, condition: bool, expected: str) -> None:
+    """Check that an option is finite and a condition on it holds.
+
+    Raises:
+        InputError: naming the option, what is expected of it, such as "positive", and the value.
+    """
+    if not math.isfinite(value):
+        expected = f"finite and {expected}"
+    elif condition:
+        return
+    raise InputError(name, f"must be {expected}, got {value}")
+
+
+def require_whole(name: str, value: int, least: int) -> None:
+    """Check that an option is at least `least`.
+
+    Raises:
+        InputError: naming the option and the value.
+    """
+    if value < least:
+        raise InputError(name, f"must be a whole number of at least {least}, got {value}")
