@@ -10,8 +10,8 @@ import torch
 from helpers import randomize_
 
 from tvmatch.data.spec import DataSpec
-from tvmatch.models import DiTConfig, MLPConfig
-from tvmatch.trained_model import TrainedModel, build_network
+from tvmatch.models import DiTConfig, MLPConfig, build_network
+from tvmatch.trained_model import TrainedModel
 
 DIT = DiTConfig(hidden_size=16, depth=2, heads=2, patch_size=2, time_frequencies=8)
 PIXELS = DataSpec("image", (3, 6, 6), ("zero", "one", "two"), mean=(0.5, 0.4, 0.6), std=(0.5, 0.3, 0.2))
@@ -28,7 +28,9 @@ def trained(spec: DataSpec, **changes: Any) -> TrainedModel:
         "step": 12,
         "provenance": {"recipe": "größer"},
     }
-    return TrainedModel(randomize_(build_network(config, spec)), spec, **(fields | changes))
+    return TrainedModel(
+        randomize_(build_network(config, spec.shape, spec.class_count)), spec, **(fields | changes)
+    )
 
 
 def tiny_vae(seed: int = 0) -> Any:

@@ -15,9 +15,8 @@ from tvmatch.cli import main, train
 from tvmatch.data.config import DensityData, DigitsData, ImagesData
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.models import MLP, DiT
+from tvmatch.models import MLP, DiT, build_network
 from tvmatch.objectives import TVM
-from tvmatch.trained_model import build_network
 from tvmatch.training import Config, recipe, recipe_names
 from tvmatch.training.config import (
     OptimizerConfig,
@@ -79,7 +78,7 @@ def test_a_recipe_is_complete(name: str) -> None:
     }
     spec, network = kinds[type(config.data)]
     with torch.device("meta"):
-        assert isinstance(build_network(config.network, spec), network)
+        assert isinstance(build_network(config.network, spec.shape, spec.class_count), network)
     assert config.training.steps == content["training"]["steps"]
     assert config.optimizer.learning_rate == content["optimizer"]["learning_rate"]
 

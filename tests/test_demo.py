@@ -23,10 +23,11 @@ from tvmatch.cli import main
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.demo.generation import MAX_SEED, Demonstration, Request, steps_name, time_name
 from tvmatch.errors import InputError
+from tvmatch.model_files import Guidance
 from tvmatch.models import MLP, MLPConfig
 from tvmatch.pictures import image_grid
 from tvmatch.sampling import sample_noise
-from tvmatch.trained_model import Guidance, TrainedModel
+from tvmatch.trained_model import TrainedModel
 
 NAMES = ("ant", "bee", "cow")
 

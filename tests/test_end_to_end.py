@@ -26,8 +26,9 @@ from tvmatch.data import LatentsData
 from tvmatch.data.latents import LatentsInfo
 from tvmatch.errors import InputError
 from tvmatch.interop import network_from_authors
+from tvmatch.model_files import read_tensors
 from tvmatch.models import DiT
-from tvmatch.trained_model import TrainedModel, read_tensors
+from tvmatch.trained_model import TrainedModel
 
 PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
 NAMES = ["astronaut", "cat", "coffee", "rocket"]

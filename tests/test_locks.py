@@ -20,7 +20,7 @@ from tvmatch.cli import main
 from tvmatch.data.base import Batch
 from tvmatch.errors import InputError
 from tvmatch.locks import FolderLock
-from tvmatch.trained_model import find_checkpoint
+from tvmatch.model_files import find_checkpoint
 from tvmatch.training import Trainer, checkpoints, lock_run
 
 IN_USE = rf"^out: .*run is in use: process {os.getpid()} on {socket.gethostname()} trains in it$"
@@ -245,7 +245,7 @@ def test_a_checkpoint_removed_while_it_is_read(tmp_path: Path, monkeypatch: pyte
             trainer.run(until=6)
         return found[-1]
 
-    monkeypatch.setattr("tvmatch.trained_model.find_checkpoint", overtaken)
+    monkeypatch.setattr("tvmatch.model_files.find_checkpoint", overtaken)
     assert tvmatch.load(tmp_path).step == 6
     assert [path.name for path in found] == ["step_0000003", "step_0000006"]
     monkeypatch.undo()

@@ -20,9 +20,8 @@ from torch import nn
 
 from tvmatch.dual import Dual
 from tvmatch.models import MLP, PRESETS, DiT, DiTConfig
-from tvmatch.models.dit import position_table
 from tvmatch.models.init import spectral_
-from tvmatch.models.layers import FeedForward, Linear, Modulation, TimeEmbedding
+from tvmatch.models.layers import FeedForward, Linear, Modulation, TimeEmbedding, position_table
 
 
 def parameter_count(size: tuple[int, int, int, int], channels: int, class_count: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap
-from tvmatch.models import DiTConfig, MLPConfig
+from tvmatch.model_files import find_checkpoint, of_newest
+from tvmatch.models import DiTConfig, MLPConfig, build_network
 from tvmatch.sampling import sample_noise, sample_trajectory
-from tvmatch.trained_model import TrainedModel, build_network, find_checkpoint, load, of_newest
+from tvmatch.trained_model import TrainedModel, load
 
 IMAGES = DataSpec("image", (3, 4, 6), ("zero", "one", "größer"), mean=(0.5, 0.4, 0.6), std=(0.5, 0.3, 0.2))
 POINTS = DataSpec("points", (2,), None, mean=(1.0, -2.0), std=(3.0, 0.5))
@@ -27,14 +29,14 @@ SMALL_MLP = MLPConfig(hidden_size=16, depth=2, time_frequencies=8)
 
 def image_model(**changes: Any) -> TrainedModel:
     torch.manual_seed(0)
-    network = randomize_(build_network(SMALL_DIT, IMAGES))
+    network = randomize_(build_network(SMALL_DIT, IMAGES.shape, IMAGES.class_count))
     fields: dict[str, Any] = {"scaled": True, "guidance": 1.5, "step": 12, "provenance": {"recipe": "größer"}}
     return TrainedModel(network=network, spec=IMAGES, **(fields | changes))
 
 
 def points_model() -> TrainedModel:
     torch.manual_seed(0)
-    network = randomize_(build_network(SMALL_MLP, POINTS))
+    network = randomize_(build_network(SMALL_MLP, POINTS.shape))
     return TrainedModel(network=network, spec=POINTS, scaled=False, guidance=1.0)
 
 
@@ -321,7 +323,7 @@ def test_foreign_descriptions(content: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "number"),
     [
-        (("network", "kind"), "unet"),
+        (("network", "kind"), None),
         (("network", "hidden"), 3),
         (("network", "hidden_size"), None),
         (("network", "hidden_size"), "16"),
@@ -356,6 +358,23 @@ def test_mismatched_descriptions(path: tuple[str, ...], number: Any, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["unet", "", "tvmatch.models.dit", "a\nb", "x" * 10_000])
+def test_a_network_that_nobody_registered(kind: str, tmp_path: Path) -> None:
+    """The description is right, but what it names has to be imported first, and by the user."""
+    image_model().save(tmp_path)
+    file = tmp_path / "model.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    description["network"]["kind"] = kind
+    file.write_text(json.dumps(description))
+    modules = set(sys.modules)
+    with pytest.raises(InputError, match=r"model\.json: network\.kind: .* import the module") as caught:
+        load(tmp_path)
+    assert repr(kind)[:100] in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 400
+    assert "\n" not in str(caught.value)
+    assert set(sys.modules) == modules
+
+
 @pytest.mark.parametrize(
     ("part", "name", "number"),
     [("network", "hidden_size", 2**32), ("data", "shape", [3, 2**32, 2**32])],
@@ -375,6 +394,6 @@ def test_a_description_of_more_than_there_is_memory(
 
 def test_a_network_of_other_data_does_not_fit() -> None:
     with pytest.raises(InputError, match=r"MLP.*points"):
-        build_network(SMALL_MLP, IMAGES)
+        build_network(SMALL_MLP, IMAGES.shape)
     with pytest.raises(InputError, match=r"DiT.*images"):
-        build_network(SMALL_DIT, POINTS)
+        build_network(SMALL_DIT, POINTS.shape)

@@ -45,15 +45,19 @@ class InputError(ValueError):
 
     def about(self, subject: str | os.PathLike[str] | None) -> "InputError":
         """The same message about another subject, such as the option that an argument was given by."""
-        return InputError(subject, self.message)
+        return type(self)(subject, self.message)
 
     def within(self, place: str | os.PathLike[str]) -> "InputError":
         """The error at the place where it was found, an option in a file say: `place: subject: message`."""
-        return InputError(place, str(self))
+        return type(self)(place, str(self))
 
     def with_hint(self, hint: str) -> "InputError":
         """The error with what the caller can say about a way out: `subject: message; hint`."""
-        return InputError(self.subject, f"{self.message}; {hint}")
+        return type(self)(self.subject, f"{self.message}; {hint}")
+
+
+class NotRegisteredError(InputError):
+    """A file or configuration names a kind of network that no imported module registers."""
 
 
 class DataError(RuntimeError):

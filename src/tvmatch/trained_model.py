@@ -6,40 +6,37 @@ On disk it is a folder with `model.json` (architecture, data, guidance, provenan
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tvmatch.condition import Condition, Guidance
 from tvmatch.data.spec import DataSpec
-from tvmatch.errors import InputError
-from tvmatch.files import expect_no_lfs_pointer, parse_json
+from tvmatch.errors import InputError, NotRegisteredError
 from tvmatch.flow_map import FlowMap
-from tvmatch.models import MLP, DiT, DiTConfig, MLPConfig
+from tvmatch.model_files import (
+    FORMAT,
+    expect_tensors,
+    guidance_from,
+    of_newest,
+    read_json,
+    read_tensors,
+)
+from tvmatch.models.base import BaseNetwork, answers_of
+from tvmatch.models.loading import allocated, unallocated
+from tvmatch.models.registry import build_network, config_from, describe_config
 from tvmatch.sampling import expect_sample_numbers, sample_noise, sample_trajectory, time_grid
 
-FORMAT = "tvmatch-model-1"
-Read = TypeVar("Read")
 Labels = int | str | Sequence[int | str] | None
 """A class (number or name), or one for each sample; None: of all classes in turn."""
 Decoder = Callable[[Tensor], Tensor]
 """From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
-NetworkConfig = DiTConfig | MLPConfig
-
-
-def build_network(config: NetworkConfig, spec: DataSpec, seed: int | None = None) -> DiT | MLP:
-    """The network of a configuration for data of shape and classes `spec`; see `DiT` for the seed."""
-    if isinstance(config, DiTConfig):
-        return DiT(config, spec.shape, spec.class_count, seed=seed)
-    return MLP(config, spec.shape, spec.class_count, seed=seed)
 
 
 @dataclass
@@ -83,7 +80,7 @@ class TrainedModel:
 
         True for all but imported networks that were trained without label dropout.
         """
-        return not isinstance(self.network, DiT | MLP) or self.network.conditioning.label_dropout
+        return answers_of(self.network).knows_dropped_labels
 
     @property
     def device(self) -> torch.device:
@@ -107,9 +104,8 @@ class TrainedModel:
         return self
 
     def _expect_float32(self) -> None:
-        """Of our networks; others may cast what they are given."""
         dtype = next(self.network.parameters()).dtype
-        if isinstance(self.network, DiT | MLP) and dtype != torch.float32:
+        if answers_of(self.network).needs_float32 and dtype != torch.float32:
             raise InputError(
                 "network",
                 f"weights in float32 are needed, got {dtype}; sampling runs in half precision "
@@ -186,7 +182,7 @@ class TrainedModel:
             if number < 0:
                 raise InputError(name, f"must not be negative, got {number}")
         self._expect_float32()
-        condition, count = self._condition(labels, count)
+        condition, count = self.sample_condition(labels, count)
         expect_sample_numbers(first, count)
         weight = self.guidance_weight(guidance)
         flow_map = FlowMap(self.network, self.scaled)
@@ -196,44 +192,25 @@ class TrainedModel:
             batch_condition = condition.rows(slice(start, stop)).to(self.device)
             yield sample_trajectory(flow_map, noise, grid, batch_condition, weight).cpu()
 
-    def _condition(self, labels: Labels | Condition, count: int | None) -> tuple[Condition, int]:
-        """The condition of the samples, and their number."""
-        if count is not None and count < 1:
-            raise InputError("count", f"must be at least 1, got {count}")
-        if isinstance(labels, Condition):
-            return self._given_condition(labels, count)
-        if labels is None:
-            if self.spec.class_names is None:
-                return Condition(), 16 if count is None else count
-            count = self.spec.class_count if count is None else count
-            return Condition(torch.arange(count, device="cpu") % self.spec.class_count), count
-        if isinstance(labels, int | str | np.integer):
-            labels = [labels] * (1 if count is None else count)
-        classes = self.spec.label_indices(list(labels))
-        if len(classes) == 0:
-            raise InputError("labels", "the list is empty")
-        if count is not None and count != len(classes):
-            raise InputError("count", f"{count} samples for {len(classes)} labels")
-        return Condition(classes), len(classes)
-
-    def _given_condition(self, condition: Condition, count: int | None) -> tuple[Condition, int]:
-        """A condition from the caller, if it is of `count` samples and of what the model knows."""
-        if condition.guidance_weight is not None:
+    def sample_condition(self, labels: Labels | Condition, count: int | None) -> tuple[Condition, int]:
+        """The condition of samples on the CPU, and their number; arguments as for `sample`."""
+        if not isinstance(labels, Condition):
+            classes, count = self.spec.sample_labels(labels, count)
+            return Condition(classes), count
+        if labels.guidance_weight is not None:
             raise InputError("labels", "give the guidance weight as guidance, not within the Condition")
-        lengths = {len(x) for x in condition if x is not None} or {16 if count is None else count}
+        lengths = {len(x) for x in labels if x is not None} or {16 if count is None else count}
         if len(lengths) > 1 or (count is not None and lengths != {count}):
             raise InputError("labels", f"a Condition of {sorted(lengths)} samples, for a count of {count}")
         length = lengths.pop()
-        condition.check(torch.empty(length, 1, device="cpu"))
-        size = None if condition.embeddings is None else condition.embeddings.shape[2]
+        labels.check(torch.empty(length, 1, device="cpu"))
+        size = None if labels.embeddings is None else labels.embeddings.shape[2]
         if size is not None and size != self.spec.embedding_size:
-            raise InputError(
-                "labels", f"embeddings of size {size}, this model knows {self.spec.embedding_size}"
-            )
-        if condition.labels is not None:
-            classes = self.spec.label_indices(condition.labels.tolist())
-            condition = condition._replace(labels=classes)
-        return condition, length
+            known = self.spec.embedding_size
+            raise InputError("labels", f"embeddings of size {size}, the model was trained with {known}")
+        if labels.labels is None:
+            return labels, length
+        return labels._replace(labels=self.spec.label_indices(labels.labels.tolist())), length
 
     def guidance_weight(self, guidance: float | None = None) -> float:
         """The weight w that samples are drawn with if this one is asked for.
@@ -263,16 +240,14 @@ class TrainedModel:
         """What `model.json` says of the model, as plain values.
 
         Raises:
-            TypeError: if the network is neither a DiT nor an MLP.
+            TypeError: if the network is not of a registered kind.
         """
-        if not isinstance(self.network, DiT | MLP):
-            raise TypeError(f"network: cannot describe a {type(self.network).__name__} in a file")
-        kind = "dit" if isinstance(self.network, DiT) else "mlp"
-        # Said only of imported networks that were trained without; all others were trained with it.
+        if not isinstance(self.network, BaseNetwork):
+            raise TypeError(f"network: {type(self.network).__name__} is no registered network")
         dropout = {} if self.knows_dropped_labels else {"label_dropout": False}
         return dropout | {
             "format": FORMAT,
-            "network": {"kind": kind, **asdict(self.network.config)},
+            "network": describe_config(self.network.config),
             "data": self.spec.describe(),
             "scaled": self.scaled,
             "guidance": self.guidance,
@@ -284,7 +259,7 @@ class TrainedModel:
         """Write `model.json` and `model.safetensors` into an existing folder.
 
         Raises:
-            TypeError: if the network is neither a DiT nor an MLP, or the provenance is not JSON.
+            TypeError: if the network is not of a registered kind, or the provenance is not JSON.
         """
         text = json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n"
         save_file(dict(self.network.state_dict()), folder / "model.safetensors")
@@ -299,164 +274,49 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         device: where to put the network.
 
     Raises:
-        InputError: if the path holds no checkpoint of ours, or a truncated or mismatched one.
+        InputError: if the path holds no checkpoint of ours, a damaged one, or its network is not registered.
     """
     return of_newest(Path(path), lambda folder: _load(folder, device))
 
 
 def _load(folder: Path, device: torch.device | str) -> TrainedModel:
-    description = read_json(folder / "model.json", FORMAT)
-    source = folder / "model.safetensors"
+    file, source = folder / "model.json", folder / "model.safetensors"
+    description = read_json(file, FORMAT)
     tensors = read_tensors(source)
     try:
-        kinds: dict[str, type[DiTConfig] | type[MLPConfig]] = {"dit": DiTConfig, "mlp": MLPConfig}
-        config = kinds[description["network"].pop("kind")](**description["network"])
-        spec = DataSpec.from_description(description["data"])
-        depth = config.size().depth if isinstance(config, DiTConfig) else config.depth
-        if depth > max(len(tensors), 1_000):  # what follows would build a network of any depth, for hours
-            raise ValueError(f"a depth of {depth} for {len(tensors)} tensors")
-        network = _unallocated(config, spec)
-        network.conditioning.label_dropout = bool(description.get("label_dropout", True))
-        model = TrainedModel(
-            network=network,
-            spec=spec,
-            scaled=bool(description["scaled"]),
-            guidance=_guidance(description["guidance"]),
-            step=int(description["step"]),
-            provenance=dict(description["provenance"]),
-        )
+        config, spec = config_from(description["network"]), DataSpec.from_description(description["data"])
+        build = partial(build_network, config, spec.shape, spec.class_count, seed=0)
+        network = unallocated(build, len(tensors))
+        model = described_model(description, network, spec)
+    except NotRegisteredError as error:  # nothing is imported: who registers it must have been before
+        raise error.within(file) from None
     # RuntimeError: sizes that PyTorch cannot multiply.
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(
-            folder / "model.json", f"not a model description of this version ({reason})"
-        ) from None
-    expect_tensors(model.network, tensors, source)  # before there is memory for what may be any size
+        raise InputError(file, f"not a model description of this version ({reason})") from None
+    expect_tensors(network, tensors, source)  # before there is memory for what may be any size
     try:
-        model.network.to_empty(device="cpu")
-        if isinstance(model.network, DiT):
-            model.network.fill_positions()
+        network = allocated(network, build)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(folder / "model.json", f"no memory for this network ({reason})") from None
-    model.network.load_state_dict(tensors, strict=True)
-    model.network.requires_grad_(False).eval()
+        raise InputError(file, f"no memory for this network ({reason})") from None
+    network.load_state_dict(tensors, strict=True)
+    model.network = network.requires_grad_(False).eval()
     return model.to(device)
 
 
-def _unallocated(config: NetworkConfig, spec: DataSpec) -> DiT | MLP:
-    """The network without initial weights, which take long to draw and would be overwritten."""
-    with torch.device("meta"):
-        return build_network(config, spec).to(torch.float32)  # whatever PyTorch's default is
-
-
-def _guidance(numbers: Any) -> Guidance:
-    """One weight, or a pair of them; JSON may hold anything."""
-    if isinstance(numbers, list):
-        low, high = (float(number) for number in numbers)
-    else:
-        low = high = float(numbers)
-    if not 1 <= low <= high < math.inf:
-        raise ValueError(f"guidance {numbers}")
-    return (low, high) if isinstance(numbers, list) else low
-
-
-def read_spec(path: str | Path) -> DataSpec:
-    """What the model of a checkpoint generates, without its weights.
+def described_model(description: Mapping[str, Any], network: BaseNetwork, spec: DataSpec) -> TrainedModel:
+    """A network with the rest of what `TrainedModel.describe` says of a model.
 
     Raises:
-        InputError: if the path holds no checkpoint of ours.
+        KeyError, TypeError, ValueError, OverflowError: if the description lacks something or is out of range.
     """
-    return of_newest(Path(path), _read_spec)
-
-
-def _read_spec(folder: Path) -> DataSpec:
-    file = folder / "model.json"
-    try:
-        return DataSpec.from_description(read_json(file, FORMAT)["data"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(file, f"not a model description of this version ({error})") from None
-
-
-def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
-    """What `read` makes of the checkpoint folder at `path`: itself, or the newest of a run folder.
-
-    A run that goes on may remove the newest while it is read; then the next one is read.
-
-    Raises:
-        InputError: from `read`, or if there is no checkpoint.
-    """
-    while True:
-        folder = find_checkpoint(path)
-        try:
-            return read(folder)
-        except (InputError, OSError):
-            if os.path.lexists(
-                folder / "model.json"
-            ):  # not removed, whatever it is: a folder, a link to nothing
-                raise
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder at `path`: itself, or the newest of a run folder.
-
-    Raises:
-        InputError: if there is none.
-    """
-    if (path / "model.json").is_file():
-        return path
-    # Only finished ones, by number: step_900 comes before step_1000, and a folder still being written has
-    # another name.
-    found = [file.parent for file in path.glob("checkpoints/step_*/model.json")]
-    found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
-    if found:
-        return max(found, key=lambda folder: int(folder.name.removeprefix("step_")))
-    if path.exists():
-        raise InputError(path, "no checkpoint here (a folder with model.json, or a run folder)")
-    raise InputError(path, "no such file or folder")
-
-
-def read_json(path: Path, expected_format: str) -> dict[str, Any]:
-    """A JSON object whose `format` is as expected; an InputError otherwise."""
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(path, "missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"not readable as JSON ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != expected_format:
-        raise InputError(path, f"its format is not {expected_format}")
-    return content
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
-    expect_no_lfs_pointer(path)
-    try:
-        return load_file(path, device="cpu")
-    except FileNotFoundError:
-        raise InputError(path, "missing") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(path, f"truncated or not a safetensors file ({error})") from None
-
-
-def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copy tensors into a module, every one and nothing else; an InputError names what does not fit."""
-    expect_tensors(module, tensors, source)
-    module.load_state_dict(tensors, strict=True)
-
-
-def expect_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse other tensors than a module's, by an InputError that names what does not fit."""
-    expected = module.state_dict()
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        raise InputError(source, f"missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
-    for name, tensor in tensors.items():
-        own = expected[name]
-        if tensor.shape != own.shape or tensor.dtype != own.dtype:
-            raise InputError(
-                source,
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"the network's is {own.dtype} of shape {tuple(own.shape)}",
-            )
+    network.knows_dropped_labels = bool(description.get("label_dropout", True))
+    return TrainedModel(
+        network=network,
+        spec=spec,
+        scaled=bool(description["scaled"]),
+        guidance=guidance_from(description["guidance"]),
+        step=int(description["step"]),
+        provenance=dict(description["provenance"]),
+    )

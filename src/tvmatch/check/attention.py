@@ -21,7 +21,7 @@ from tvmatch.check.comparison import (
     tolerance,
 )
 from tvmatch.dual import Dual
-from tvmatch.models import DiT
+from tvmatch.models.base import answers_of
 from tvmatch.seeds import generator
 
 HEADS = 2
@@ -208,8 +208,8 @@ def exact_attention(q: Dual, k: Dual, v: Dual, *, causal: bool, key_lengths: Ten
 
 def own_case(network: nn.Module) -> Case | None:
     """A network's own self-attention, or None for one without attention."""
-    if not isinstance(network, DiT):
+    shape = answers_of(network).attention_shape()
+    if shape is None:
         return None
-    size, tokens = network.config.size(), math.prod(network.grid)
-    head_dim = size.hidden_size // size.heads
+    tokens, head_dim = shape
     return Case(f"the network's own, {tokens} × {head_dim}", tokens, tokens, head_dim)

@@ -51,7 +51,7 @@ def random_model(preset: str) -> TrainedModel:
     spec = DataSpec("image", (4, 8, 8), names, (0.0,) * 4, (1.0,) * 4)
     with torch.device("meta"):  # without the initial weights, which take long to draw for a large preset
         network = DiT(DiTConfig(preset=preset), spec.shape, spec.class_count)
-    network.to_empty(device="cpu").fill_positions()
+    network.to_empty(device="cpu").fill_buffers()
     random = generator(0, "check", "weights")
     with torch.no_grad():
         for name, parameter in network.named_parameters():

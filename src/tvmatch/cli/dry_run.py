@@ -8,7 +8,7 @@ from rich.table import Table
 from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.models import DiTConfig
+from tvmatch.models import network_class_of
 from tvmatch.training.acceleration import Recompute
 from tvmatch.training.config import Config
 from tvmatch.training.estimate import Estimate, estimate, rows_at_a_time
@@ -99,7 +99,7 @@ def _spec(shape: tuple[int, ...], class_count: int) -> DataSpec:
 
 def _facts(config: Config, spec: DataSpec, world_size: int, counted: Estimate) -> list[str]:
     training = config.training
-    kind = "DiT" if isinstance(config.network, DiTConfig) else "MLP"
+    kind = network_class_of(config.network).__name__
     shape = "×".join(map(str, spec.shape))
     classes = f"{spec.class_count or 'no'} classes"
     if isinstance(config.data, ImagesData) and spec.class_count:

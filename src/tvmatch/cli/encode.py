@@ -28,7 +28,7 @@ from tvmatch.data.latents import INFO_NAME, Flips, LatentsInfo
 from tvmatch.data.pixels import Crop
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError, arguments_named
-from tvmatch.trained_model import read_spec
+from tvmatch.model_files import read_spec
 from tvmatch.training import resolve_device
 from tvmatch.training.recipes import OneLineParser, recipe, recipe_names
 

@@ -13,9 +13,9 @@ from tvmatch import pictures
 from tvmatch.cli import options, results
 from tvmatch.errors import InputError
 from tvmatch.files import new_folder, parse_json, replacing
-from tvmatch.interop import hub, network_to_authors
-from tvmatch.models import DiT
-from tvmatch.trained_model import TrainedModel, find_checkpoint, load
+from tvmatch.interop import expect_dit, hub, network_to_authors
+from tvmatch.model_files import find_checkpoint
+from tvmatch.trained_model import TrainedModel, load
 from tvmatch.training import CONFIG_NAME
 from tvmatch.training.recipes import OneLineParser
 
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
         hub.check_repository_name(parsed.push)
     model = options.load_model(parsed.checkpoint, parsed.device, parsed.autoencoder)
     if parsed.layout == "diffusers":
-        _expect_dit(model, parsed.layout)
+        expect_dit(model, "layout", "diffusers")
     card: dict[str, Any] = {
         "metrics": _metrics(Path(parsed.checkpoint), model),
         "samples": _samples(model),
@@ -90,18 +90,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _expect_dit(model: TrainedModel, layout: str) -> DiT:
-    if not isinstance(model.network, DiT):
-        raise InputError(
-            "layout",
-            f"{layout} is for images and their latents, this is a {type(model.network).__name__} "
-            f"for {model.spec.kind}; take --layout hub",
-        )
-    return model.network
-
-
 def _write_authors(model: TrainedModel, path: Path) -> None:
-    network = _expect_dit(model, "authors")
+    network = expect_dit(model, "layout", "authors")
     if path.suffix != ".safetensors":
         raise InputError("out", f"must end in .safetensors for the authors' layout, got {path}")
     if not network.config.rms_norm:

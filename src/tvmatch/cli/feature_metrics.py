@@ -38,7 +38,8 @@ from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.provenance import provenance_line
 from tvmatch.evaluation.reference import is_array_file
 from tvmatch.files import parse_json
-from tvmatch.trained_model import TrainedModel, find_checkpoint
+from tvmatch.model_files import find_checkpoint
+from tvmatch.trained_model import TrainedModel
 from tvmatch.training.recipes import OneLineParser
 
 if TYPE_CHECKING:

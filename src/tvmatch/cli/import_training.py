@@ -9,7 +9,6 @@ from tvmatch.data.config import LatentsData
 from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
 from tvmatch.interop.training_facts import TrainingFacts, alike
-from tvmatch.models import DiTConfig
 from tvmatch.objectives import TVM
 from tvmatch.training.config import Config
 from tvmatch.training.recipes import recipe
@@ -59,8 +58,7 @@ def imported_training(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
             )
         for name in ("mean", "std", "guidance", "scaled", "autoencoder"):
             setattr(training, name, told.get(name))
-        if isinstance(config.network, DiTConfig):
-            training.modulation_norm = config.network.modulation_norm
+        training.modulation_norm = getattr(config.network, "modulation_norm", True)
         if isinstance(config.data, LatentsData):
             training.shape, training.class_count = config.data.shape, config.data.class_count
     for name in ("mean", "std", "guidance", "scaled", "autoencoder", "label_dropout"):

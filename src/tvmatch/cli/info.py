@@ -5,7 +5,8 @@ from typing import Any
 
 from tvmatch.condition import Guidance
 from tvmatch.data.spec import AutoencoderInfo
-from tvmatch.trained_model import load, of_newest
+from tvmatch.model_files import of_newest
+from tvmatch.trained_model import load
 from tvmatch.training.recipes import OneLineParser
 
 

@@ -11,7 +11,8 @@ from tvmatch.data.base import Dataset
 from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.trained_model import Decoder, TrainedModel, find_checkpoint, load
+from tvmatch.model_files import find_checkpoint
+from tvmatch.trained_model import Decoder, TrainedModel, load
 from tvmatch.training import CONFIG_NAME, Config, resolve_device
 from tvmatch.training.recipes import OneLineParser, parse_config, read_yaml
 

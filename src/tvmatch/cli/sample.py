@@ -17,8 +17,9 @@ from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.evaluation.collection import Uint8, check_uint8
 from tvmatch.evaluation.numbered import labels_in_turn, numbered_samples, sample_labels
+from tvmatch.model_files import find_checkpoint
 from tvmatch.sampling import expect_sample_numbers, time_grid
-from tvmatch.trained_model import TrainedModel, find_checkpoint
+from tvmatch.trained_model import TrainedModel
 from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\

@@ -84,6 +84,12 @@ class ImagesData:
     on_bad_image: Literal["error", "skip"] = "error"
     workers: int = 2
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a prepared image, (channels, height, width)."""
+        size = self.resolution
+        return (self.channels, size, size) if isinstance(size, int) else (self.channels, *size)
+
     def load(self) -> "ImageDataset":
         """Open the images, preparing them first if the cache does not hold them yet.
 

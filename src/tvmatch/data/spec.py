@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,6 +159,30 @@ class DataSpec:
         if self.class_names is None:
             raise InputError("labels", f"this model has no classes, got {list(labels)[:3]}")
         return torch.tensor([self._label_index(label) for label in labels], dtype=torch.int64, device="cpu")
+
+    def sample_labels(
+        self, labels: int | str | Sequence[int | str] | None, count: int | None
+    ) -> tuple[Tensor | None, int]:
+        """One class number a sample, or None for data without classes, and the number of samples.
+
+        Raises:
+            InputError: as `label_indices`, or for a count below 1 or other than the labels'.
+        """
+        if count is not None and count < 1:
+            raise InputError("count", f"must be at least 1, got {count}")
+        if labels is None:
+            if self.class_names is None:
+                return None, 16 if count is None else count
+            count = self.class_count if count is None else count
+            return torch.arange(count, device="cpu") % self.class_count, count
+        if isinstance(labels, int | str | np.integer):
+            labels = [labels] * (1 if count is None else count)
+        classes = self.label_indices(list(labels))
+        if len(classes) == 0:
+            raise InputError("labels", "the list is empty")
+        if count is not None and count != len(classes):
+            raise InputError("count", f"{count} samples for {len(classes)} labels")
+        return classes, len(classes)
 
     def labels_in(self, text: str) -> Tensor:
         """Class numbers of a list such as "3, cat", int64 of shape (number of labels,).

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
-from tvmatch.models.dit import PRESETS, position_table
+from tvmatch.models.dit import PRESETS
+from tvmatch.models.layers import position_table
+from tvmatch.trained_model import TrainedModel
 
 PREFIX = "model."
 MAX_DEPTH = 1_000  # blocks
@@ -50,6 +52,21 @@ def _names(network: DiT) -> dict[str, str]:
         module, leaf = name.rsplit(".", 1)
         translated[name] = f"{names[module]}.{leaf}"
     return translated
+
+
+def expect_dit(model: TrainedModel, subject: str, layout: str) -> DiT:
+    """The network of a model, for a layout that can hold the kind "dit" alone.
+
+    Raises:
+        InputError: about `subject`, for any other.
+    """
+    if not isinstance(model.network, DiT):
+        raise InputError(
+            subject,
+            f"{layout} is for images and their latents by networks of the kind dit, not for "
+            f"{model.spec.kind} by {type(model.network).__name__}; the layout hub takes every network",
+        )
+    return model.network
 
 
 def split_prefix(name: str) -> tuple[tuple[str, ...], str]:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from tvmatch.errors import InputError, arguments_named
 from tvmatch.flow_map import FlowMap
+from tvmatch.interop.authors import expect_dit
 from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
 from tvmatch.interop.hub import download
 from tvmatch.interop.pipeline_checks import FILES, FORMAT, check_autoencoder, check_index, described
-from tvmatch.models import DiT
 from tvmatch.sampling import jump, sample_noise, time_grid
 from tvmatch.trained_model import TrainedModel
 
@@ -85,18 +85,13 @@ class TVMPipeline(DiffusionPipeline):
         Raises:
             InputError: if the network is no DiT, or the autoencoder is another than the latents'.
         """
-        if not isinstance(model.network, DiT):
-            raise InputError(
-                "model",
-                f"a pipeline of diffusers is for images and their latents, not for {model.spec.kind} "
-                f"of a {type(model.network).__name__}",
-            )
+        network = expect_dit(model, "model", "a pipeline of diffusers")
         if vae is None and model.spec.kind == "latents":
             vae = getattr(model.decoder, "network", None)
         content = model.describe() | {"format": FORMAT}
         del content["network"]  # the transformer's own configuration says it
         description = json.loads(json.dumps(content))
-        return cls(TVMTransformer.from_network(model.network), vae, description)
+        return cls(TVMTransformer.from_network(network), vae, description)
 
     def trained_model(self) -> TrainedModel:
         """The same network as a `TrainedModel`, whose decoder is this pipeline's autoencoder.
@@ -227,7 +222,7 @@ class TVMPipeline(DiffusionPipeline):
             class_labels = class_labels.tolist()
         with arguments_named(_NAMES):
             grid = time_grid(_whole("steps", num_inference_steps), times)
-            condition, count = model._condition(class_labels, batch_size)
+            condition, count = model.sample_condition(class_labels, batch_size)
             weight = model.guidance_weight(guidance_scale)
         device = self._execution_device
         x = self._noise(count, generator, latents, seed)

@@ -48,7 +48,7 @@ class TVMTransformer(ModelMixin, ConfigMixin):
         self.dit.to_empty(device=torch.get_default_device())
         for parameter in self.dit.parameters():
             torch.nn.init.zeros_(parameter)
-        self.dit.fill_positions()
+        self.dit.fill_buffers()
 
     @classmethod
     def from_network(cls, network: DiT) -> "TVMTransformer":

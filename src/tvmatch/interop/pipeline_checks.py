@@ -7,12 +7,11 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models import autoencoders
 
-from tvmatch.condition import Guidance
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import parse_json
 from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
-from tvmatch.trained_model import TrainedModel
+from tvmatch.trained_model import TrainedModel, described_model
 
 FORMAT = "tvmatch-pipeline-1"
 FILES = (
@@ -33,25 +32,13 @@ def described(description: dict[str, Any] | None, transformer: TVMTransformer) -
     """
     if description is None:
         raise InputError("description", "missing; make a pipeline with TVMPipeline.from_trained_model")
+    network = transformer.dit
     try:
-        guidance: Guidance | list[float] = description["guidance"]
-        if isinstance(guidance, list):  # JSON has no tuples
-            low, high = map(float, guidance)
-            guidance = low, high
         if description["format"] != FORMAT:
             raise InputError(f"its format is not {FORMAT}")
-        model = TrainedModel(
-            network=transformer.dit,
-            spec=DataSpec.from_description(description["data"]),
-            scaled=bool(description["scaled"]),
-            guidance=guidance if isinstance(guidance, tuple) else float(guidance),
-            step=int(description["step"]),
-            provenance=dict(description["provenance"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        model = described_model(description, network, DataSpec.from_description(description["data"]))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError("model_index.json", f"not the description of a model ({error})") from None
-    network = transformer.dit
-    network.conditioning.label_dropout = bool(description.get("label_dropout", True))
     if (network.shape, network.class_count) != (model.spec.shape, model.spec.class_count):
         raise InputError(
             "transformer",

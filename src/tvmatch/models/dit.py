@@ -5,8 +5,8 @@ Shapes: B batch, N tokens, C hidden size, (channels, height, width) of an image,
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from tvmatch import dual
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
+from tvmatch.models.base import AttentionShape
 from tvmatch.models.init import allocate, initialize, seed_of_process
-from tvmatch.models.layers import Conditioning, FeedForward, Linear, Modulation, SelfAttention
+from tvmatch.models.layers import (
+    ConditionedNetwork,
+    Conditioning,
+    FeedForward,
+    Linear,
+    Modulation,
+    SelfAttention,
+    position_table,
+)
 
 
 class DiTSize(NamedTuple):
@@ -112,21 +121,6 @@ class DiTConfig:
         return size
 
 
-def position_table(rows: int, columns: int, hidden_size: int) -> Tensor:
-    """Fixed 2-D sin-cos positions, float32 (rows · columns, C) on the CPU.
-
-    The first half of the channels comes from the column index, the second from the row index, each
-    [sin(i ω), cos(i ω)] with ω_j = 10000^(−j / (C/4)).
-    """
-    quarter = hidden_size // 4
-    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
-    row, column = torch.meshgrid(
-        torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij"
-    )
-    angles = [index.reshape(-1, 1) * frequencies for index in (column, row)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
-
-
 def _modulated(norm: Callable[..., Dual], x: Dual, shift: Dual, scale: Dual) -> Dual:
     """norm(x) ∘ (1 + scale) + shift, the adaptive part of adaLN."""
     return norm(x, scale=Dual(1 + scale.value, scale.tangent), shift=shift)
@@ -151,7 +145,7 @@ class DiTBlock(nn.Module):
         return dual.add_product(x, gate_2, fed)
 
 
-class DiT(nn.Module):
+class DiT(ConditionedNetwork):
     """F_θ(x, t, s, c, w) for images: the average-velocity network of TVM.
 
     Args:
@@ -170,27 +164,49 @@ class DiT(nn.Module):
         self, config: DiTConfig, shape: tuple[int, ...], class_count: int = 0, *, seed: int | None = None
     ) -> None:
         super().__init__()
-        size = config.size()
-        if len(shape) != 3:
-            raise InputError(
-                "network", f"a DiT takes images (channels, height, width), got data of shape {tuple(shape)}"
-            )
-        channels, height, width = shape
-        if height % size.patch_size or width % size.patch_size:
-            raise InputError(
-                "network.patch_size", f"{size.patch_size} does not divide the image size {height}×{width}"
-            )
+        self.check(config, shape)
+        size, (_, height, width) = config.size(), shape
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
         self.patch_size = size.patch_size
         self.grid = (height // size.patch_size, width // size.patch_size)
         self.norm = dual.rms_norm if config.rms_norm else dual.layer_norm
         with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator
-            self._add_layers(size, config, channels)
+            self._add_layers(size, config)
         if allocate(self):
             self.init_weights(seed)
 
-    def _add_layers(self, size: DiTSize, config: DiTConfig, channels: int) -> None:
-        patch_values, tokens = channels * size.patch_size**2, math.prod(self.grid)
+    @classmethod
+    def check(
+        cls, config: DiTConfig, shape: tuple[int, ...] | None = None, size_name: str | None = None
+    ) -> None:
+        """Refuse sizes that are missing or do not divide another; see `BaseNetwork.check`."""
+        patch_size = config.size().patch_size
+        if shape is not None and len(shape) != 3:
+            raise InputError(
+                "network", f"a DiT takes images (channels, height, width), got data of shape {tuple(shape)}"
+            )
+        _, height, width = shape or (0, 0, 0)
+        if height % patch_size or width % patch_size:
+            size = size_name or f"the image size {height}×{width}"
+            raise InputError("network.patch_size", f"{patch_size} does not divide {size}")
+
+    @classmethod
+    def takes_guidance_weight(cls, config: DiTConfig) -> bool:
+        """With an embedding of 1/w."""
+        return config.guidance_embedding
+
+    def architecture(self) -> dict[str, Any]:
+        """Sizes and switches, but neither how the sizes were given nor how the weights began."""
+        values = asdict(self.config) | self.config.size()._asdict()
+        began = ("preset", "spectral_init", "time_embedding_init")
+        return {name: value for name, value in values.items() if name not in began}
+
+    def attention_shape(self) -> AttentionShape:
+        """A token a patch."""
+        return AttentionShape(math.prod(self.grid), self.positions.shape[-1] // self.config.size().heads)
+
+    def _add_layers(self, size: DiTSize, config: DiTConfig) -> None:
+        patch_values, tokens = self.shape[0] * size.patch_size**2, math.prod(self.grid)
         self.conditioning = Conditioning(
             size.hidden_size,
             self.class_count,
@@ -222,11 +238,12 @@ class DiT(nn.Module):
             time_embedding_std=0.02 if self.config.time_embedding_init == "normal" else None,
             zeroed=[*modulation, self.head],
         )
-        self.fill_positions()
+        self.fill_buffers()
 
-    def fill_positions(self) -> None:
+    def fill_buffers(self) -> bool:
         """Write the fixed positions, which a network from the meta device does not hold yet."""
         self.positions.copy_(position_table(*self.grid, self.positions.shape[-1]))
+        return True
 
     def forward(
         self,

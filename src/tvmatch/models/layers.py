@@ -4,6 +4,8 @@ Shapes: B batch, N tokens, C hidden size, H heads, D head width.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from tvmatch import dual
 from tvmatch.attention import attention
 from tvmatch.dual import Dual
+from tvmatch.models.base import Addition, BaseNetwork
 
 
 class Linear(nn.Linear):
@@ -55,6 +58,21 @@ class TimeEmbedding(nn.Module):
         with torch.autocast(time.value.device.type, enabled=False):
             features = dual.linear_map(lambda x: x.to(self.expand.weight.dtype), self.features(time))
             return self.project(dual.silu(self.expand(features)))  # type: ignore[no-any-return]
+
+
+def position_table(rows: int, columns: int, hidden_size: int) -> Tensor:
+    """Fixed 2-D sin-cos positions, float32 (rows · columns, C) on the CPU.
+
+    The first half of the channels comes from the column index, the second from the row index, each
+    [sin(i ω), cos(i ω)] with ω_j = 10000^(−j / (C/4)).
+    """
+    quarter = hidden_size // 4
+    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    row, column = torch.meshgrid(
+        torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij"
+    )
+    angles = [index.reshape(-1, 1) * frequencies for index in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
 
 
 class Conditioning(nn.Module):
@@ -186,3 +204,46 @@ class FeedForward(nn.Module):
     def forward(self, x: Dual) -> Dual:
         """(..., C) to (..., C)."""
         return self.project(dual.gelu(self.expand(x)))  # type: ignore[no-any-return]
+
+
+class ConditionedNetwork(BaseNetwork):
+    """What DiT and MLP have in common: a `Conditioning`, and blocks that it modulates."""
+
+    takes_dual = draws_from_seed = needs_float32 = True
+    label_table = "conditioning.label.weight"
+    additions: ClassVar[Sequence[Addition]] = (
+        Addition(
+            "guidance_embedding",
+            "guidance embedding",
+            "conditioning.guidance.",
+            ("conditioning.guidance.project.weight", "conditioning.guidance.project.bias"),
+        ),
+    )
+    conditioning: Conditioning
+    blocks: nn.ModuleList
+
+    @property
+    def knows_dropped_labels(self) -> bool:
+        """Whether the row of the dropped label was trained."""
+        return self.conditioning.label_dropout
+
+    @knows_dropped_labels.setter
+    def knows_dropped_labels(self, known: bool) -> None:
+        self.conditioning.label_dropout = known
+
+    def dual_blocks(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+    def modulations(
+        self, t: Tensor, s: Tensor, labels: Tensor | None, guidance_weight: Tensor | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """They depend on the condition alone, and are computed anew from it.
+
+        Hooks on parts of a compiled network would not be called.
+        """
+        activated = dual.silu(self.conditioning(Dual(t), Dual(s), labels, guidance_weight))
+        for name, module in self.named_modules():
+            if isinstance(module, Modulation):
+                short = name.removesuffix(".modulation").removesuffix("_modulation")
+                yield short.replace("blocks.", "block "), module.project(activated).value

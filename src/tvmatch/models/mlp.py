@@ -12,7 +12,7 @@ from tvmatch import dual
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.models.init import allocate, initialize, seed_of_process
-from tvmatch.models.layers import Conditioning, Linear, Modulation
+from tvmatch.models.layers import ConditionedNetwork, Conditioning, Linear, Modulation
 
 
 @dataclass
@@ -53,7 +53,7 @@ class MLPBlock(nn.Module):
         return dual.add(x, self.project(dual.gelu(dual.modulate(self.expand(x), shift, scale))))
 
 
-class MLP(nn.Module):
+class MLP(ConditionedNetwork):
     """F_θ(x, t, s, c, w) for points of shape (d,); arguments as for `DiT`.
 
     Raises:
@@ -64,10 +64,7 @@ class MLP(nn.Module):
         self, config: MLPConfig, shape: tuple[int, ...], class_count: int = 0, *, seed: int | None = None
     ) -> None:
         super().__init__()
-        if len(shape) != 1:
-            raise InputError(
-                "network", f"an MLP takes points of shape (d,), got data of shape {tuple(shape)}"
-            )
+        self.check(config, shape)
         (dimension,) = shape
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
         with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator
@@ -77,6 +74,20 @@ class MLP(nn.Module):
             self.head = Linear(config.hidden_size, dimension)
         if allocate(self):
             self.init_weights(seed)
+
+    @classmethod
+    def check(
+        cls, config: MLPConfig, shape: tuple[int, ...] | None = None, size_name: str | None = None
+    ) -> None:
+        """Refuse data that are not vectors."""
+        if shape is not None and len(shape) != 1:
+            raise InputError(
+                "network", f"an MLP takes points of shape (d,), got data of shape {tuple(shape)}"
+            )
+
+    def fill_buffers(self) -> bool:
+        """There are none."""
+        return True
 
     def init_weights(self, seed: int | None = None) -> None:
         """Write the initial parameters in place, the head's zero; see `DiT.init_weights`."""

@@ -1,6 +1,7 @@
 """Any network of one's own behind the interface of the DiT, through `torch.func.jvp`."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ _PARALLEL = {
     "FullyShardedDataParallel": "FullyShardedDataParallel",
     "FSDPModule": "fully_shard",
 }
+_OPTIONAL = ("labels", "guidance_weight", "embeddings", "mask")
 
 
 class JVPNetwork(nn.Module):
@@ -31,20 +33,17 @@ class JVPNetwork(nn.Module):
     `detach`, `.data`, NumPy.
 
     Args:
-        module: a callable of (x, t, s) and, if its `forward` names them, `labels` and `guidance_weight`.
-            `labels=None` means the dropped label for all, `guidance_weight=None` means 1. A module without
-            `guidance_weight` is not told w, which is right where it is trained at one constant. A compiled
-            module is called by the names of the module inside. `DistributedDataParallel` belongs around this
-            class, not inside.
+        module: a callable of (x, t, s) and, if its `forward` names them, `labels`, `guidance_weight`,
+            `embeddings` and `mask`. `labels=None` means the dropped label for all, `guidance_weight=None`
+            means 1. A module without `guidance_weight` is not told w, which is right where it is trained at
+            one constant. A compiled module is called by the names of the module inside.
+            `DistributedDataParallel` belongs around this class, not inside.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        parameters = _parameters(_unwrapped(module)[-1])
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        names = {parameter.name for parameter in parameters}
-        self.accepted = {name for name in ("labels", "guidance_weight") if takes_any or name in names}
+        self.accepted = _optional(_unwrapped(module)[-1].forward)
 
     def forward(
         self,
@@ -53,6 +52,8 @@ class JVPNetwork(nn.Module):
         s: Tensor | Dual,
         labels: Tensor | None = None,
         guidance_weight: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | Dual:
         """F of x's shape, a `Dual` if x, t or s is one; see `DiT.forward`.
 
@@ -61,26 +62,18 @@ class JVPNetwork(nn.Module):
             InputError: with a tangent, if the module is wrapped for data parallelism.
             NotImplementedError: with a tangent, for what PyTorch gets wrong in forward mode.
         """
-        if labels is not None and "labels" not in self.accepted:
-            raise TypeError(f"labels: {type(self.module).__name__}.forward has no argument of this name")
-        given = {"labels": labels, "guidance_weight": guidance_weight}
-        given = {name: None if value is None else value.clone() for name, value in given.items()}
-        extras: dict[str, Any] = {name: given[name] for name in self.accepted}
-        arguments = [as_dual(argument) for argument in (x, t, s)]
-        # torch.func.jvp refuses tensors that share memory with themselves, such as an expanded time.
-        values = tuple(argument.value.clone() for argument in arguments)
-        if all(argument.tangent is None for argument in arguments):
-            output = self.module(*values, **extras)
-            has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
-            return Dual(output) if has_dual else output
-        tangents = tuple(
-            torch.zeros_like(value) if argument.tangent is None else argument.tangent.contiguous()
-            for value, argument in zip(values, arguments, strict=True)
-        )
-        self._expect_no_parallelism()
-        with repair_forward_mode():
-            result = torch.func.jvp(lambda *inputs: self.module(*inputs, **extras), values, tangents)
-        return Dual(result[0], result[1])
+        extras = {
+            "labels": labels,
+            "guidance_weight": guidance_weight,
+            "embeddings": embeddings,
+            "mask": mask,
+        }
+        for name in ("labels", "embeddings", "mask"):
+            if extras[name] is not None and name not in self.accepted:
+                raise TypeError(f"{name}: {type(self.module).__name__}.forward has no argument of this name")
+        if any(isinstance(argument, Dual) and argument.tangent is not None for argument in (x, t, s)):
+            self._expect_no_parallelism()
+        return _call(self.module, (x, t, s), {name: extras[name] for name in self.accepted})
 
     def _expect_no_parallelism(self) -> None:
         for module in _unwrapped(self.module):
@@ -94,15 +87,71 @@ class JVPNetwork(nn.Module):
                     )
 
 
-def _parameters(module: nn.Module) -> list[inspect.Parameter]:
-    return list(inspect.signature(module.forward).parameters.values())
+class ThroughJVP:
+    """The same for a class instead of an instance: in front of a class of modules in a subclass's bases.
+
+    Parameters keep their names, and the network stays an instance of its class.
+    """
+
+    def forward(
+        self,
+        x: Tensor | Dual,
+        t: Tensor | Dual,
+        s: Tensor | Dual,
+        labels: Tensor | None = None,
+        guidance_weight: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor | Dual:
+        """As `JVPNetwork.forward`."""
+        extras = {
+            "labels": labels,
+            "guidance_weight": guidance_weight,
+            "embeddings": embeddings,
+            "mask": mask,
+        }
+        extras = {name: extras[name] for name in optional_arguments(type(self))}
+        return _call(super().forward, (x, t, s), extras)  # type: ignore[misc]
+
+
+def optional_arguments(network_class: type) -> frozenset[str]:
+    """Which of `labels`, `guidance_weight`, `embeddings` and `mask` the class's own `forward` takes."""
+    classes = (cls for cls in network_class.__mro__ if cls is not ThroughJVP and "forward" in vars(cls))
+    return _optional(vars(next(classes))["forward"])
+
+
+def _optional(forward: Callable[..., Any]) -> frozenset[str]:
+    parameters = inspect.signature(forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    return frozenset(name for name in _OPTIONAL if takes_any or name in names)
+
+
+def _call(
+    function: Callable[..., Any], inputs: tuple[Tensor | Dual, ...], extras: dict[str, Tensor | None]
+) -> Tensor | Dual:
+    """`function` of (x, t, s), through `torch.func.jvp` if one of them has a tangent."""
+    extras = {name: None if value is None else value.clone() for name, value in extras.items()}
+    arguments = [as_dual(argument) for argument in inputs]
+    # torch.func.jvp refuses tensors that share memory with themselves, such as an expanded time.
+    values = tuple(argument.value.clone() for argument in arguments)
+    if all(argument.tangent is None for argument in arguments):
+        output = function(*values, **extras)
+        return Dual(output) if any(isinstance(argument, Dual) for argument in inputs) else output
+    tangents = tuple(
+        torch.zeros_like(value) if argument.tangent is None else argument.tangent.contiguous()
+        for value, argument in zip(values, arguments, strict=True)
+    )
+    with repair_forward_mode():
+        result = torch.func.jvp(lambda *tensors: function(*tensors, **extras), values, tangents)
+    return Dual(result[0], result[1])
 
 
 def _unwrapped(module: nn.Module) -> list[nn.Module]:
     """The module, and what is inside if it passes all arguments on, as `torch.compile` and DDP do."""
     found = [module]
     while True:
-        kinds = {parameter.kind for parameter in _parameters(found[-1])}
+        kinds = {x.kind for x in inspect.signature(found[-1].forward).parameters.values()}
         inside = getattr(found[-1], "_orig_mod", None)
         if inside is None and kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
             inside = getattr(found[-1], "module", None)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from tvmatch.compilation import obstacle
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
+from tvmatch.models.base import answers_of
 
 Recompute = Literal["none", "pointwise", "blocks"]
 
@@ -34,7 +35,7 @@ def accelerate(network: nn.Module, *, recompute: Recompute = "none", compiled: b
     """Make training steps of a network smaller or faster, in place.
 
     Args:
-        network: a DiT, an MLP or another with a `ModuleList` of `blocks`, each a map of Duals (x, activated).
+        network: recomputed block by block where it has `BaseNetwork.dual_blocks`.
         recompute: what the backward pass computes again instead of keeping it: nothing; the pointwise parts
             of the blocks (norms, modulation, activations), keeping the results of matrix products and of
             attention; or everything within a block, keeping its inputs alone.
@@ -43,8 +44,7 @@ def accelerate(network: nn.Module, *, recompute: Recompute = "none", compiled: b
     Raises:
         InputError: if something is to be recomputed and the network has no blocks, or there is no compiler.
     """
-    blocks = getattr(network, "blocks", None)
-    blocks = list(blocks) if isinstance(blocks, nn.ModuleList) else []
+    blocks = answers_of(network).dual_blocks()
     if recompute != "none":
         if not blocks:
             name = type(network).__name__

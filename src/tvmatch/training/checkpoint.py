@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from tvmatch import seeds
 from tvmatch.errors import InputError
-from tvmatch.trained_model import TrainedModel, load_tensors, read_json, read_tensors
+from tvmatch.model_files import load_tensors, read_json, read_tensors
+from tvmatch.trained_model import TrainedModel
 from tvmatch.training.ema import ParameterAverage
 
 FORMAT = "tvmatch-training-1"

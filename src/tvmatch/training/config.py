@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from tvmatch.data.config import ImagesData
 from tvmatch.errors import InputError
-from tvmatch.models import DiTConfig, MLPConfig
+from tvmatch.models import network_class_of
 from tvmatch.objectives import TVM, Objective
 from tvmatch.option_checks import check_fields, require, require_whole
 from tvmatch.training.acceleration import Recompute
@@ -143,33 +143,24 @@ class Config:
             InputError: naming the option that is unknown, of another type, out of range, or does not go with
                 another.
         """
-        if not isinstance(self.network, DiTConfig | MLPConfig):
-            raise InputError("network", f"must be a DiTConfig or an MLPConfig, got {self.network!r}")
+        network_class = network_class_of(self.network)
         check_fields(self.network, "network")
         if is_dataclass(self.data):
             check_fields(self.data, "data")
         for section in (self, self.objective, self.optimizer, self.training, self.network):
-            section.__post_init__()
-        if isinstance(self.network, DiTConfig):
-            self.network.size()
-            weight = self.objective.guidance_weight
-            if isinstance(weight, tuple) and not self.network.guidance_embedding:
-                raise InputError(
-                    "network.guidance_embedding",
-                    "must be true for a range of guidance weights "
-                    f"{list(weight)}, which the network could not tell apart",
-                )
-        if isinstance(self.data, ImagesData):
-            self._check_images(self.data)
-
-    def _check_images(self, data: ImagesData) -> None:
-        """That guidance and patches fit the images, before these are prepared."""
-        if data.label_column is None:
-            self.objective.check(False, hint=" (data.label_column names the column of classes)")
-        if isinstance(self.network, DiTConfig):
-            size, patch = data.resolution, self.network.size().patch_size
-            for length in (size,) if isinstance(size, int) else size:
-                if length % patch:
-                    raise InputError(
-                        "network.patch_size", f"{patch} does not divide data.resolution {data.resolution}"
-                    )
+            if hasattr(section, "__post_init__"):
+                section.__post_init__()
+        weight = self.objective.guidance_weight
+        if isinstance(weight, tuple) and not network_class.takes_guidance_weight(self.network):
+            raise InputError(
+                "network.guidance_embedding",
+                f"must be true for a range of guidance weights {list(weight)}, which the network could not "
+                "tell apart",
+            )
+        if isinstance(self.data, ImagesData):  # before the images are prepared
+            if self.data.label_column is None:
+                self.objective.check(False, hint=" (data.label_column names the column of classes)")
+            size = f"data.resolution {self.data.resolution}"
+            network_class.check(self.network, self.data.shape, size)
+        else:
+            network_class.check(self.network)

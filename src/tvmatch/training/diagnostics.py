@@ -6,11 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tvmatch import dual
 from tvmatch.condition import Condition
 from tvmatch.dual import Dual
-from tvmatch.models import MLP, DiT
-from tvmatch.models.layers import Modulation
+from tvmatch.models.base import answers_of
 from tvmatch.training.non_finite import TIME_BINS, bin_of, time_bin
 
 
@@ -18,26 +16,14 @@ from tvmatch.training.non_finite import TIME_BINS, bin_of, time_bin
 def modulation_norms(network: nn.Module, t: Tensor, s: Tensor, condition: Condition) -> dict[str, float]:
     """`modulation_norm/<module>`: root mean square of each modulation's vectors before their norm.
 
-    They depend on the condition alone, and are computed anew from it: hooks on parts of a compiled network
-    would not be called.
-
     Args:
-        network: a DiT or an MLP; others have nothing to report.
+        network: what has no modulations has nothing to report.
         t: (B,) starting times.
         s: (B,) terminal times.
         condition: of the batch.
     """
-    if not isinstance(network, DiT | MLP):
-        return {}
-    vectors = network.conditioning(Dual(t), Dual(s), condition.labels, condition.guidance_weight)
-    activated = dual.silu(vectors)
-    norms = {}
-    for name, module in network.named_modules():
-        if isinstance(module, Modulation):
-            short = name.removesuffix(".modulation").removesuffix("_modulation").replace("blocks.", "block ")
-            squares = module.project(activated).value.float().square()
-            norms[f"modulation_norm/{short}"] = squares.mean().sqrt().item()
-    return norms
+    vectors = answers_of(network).modulations(t, s, condition.labels, condition.guidance_weight)
+    return {f"modulation_norm/{name}": x.float().square().mean().sqrt().item() for name, x in vectors}
 
 
 @contextmanager

@@ -1,22 +1,19 @@
 """Fine-tuning: a run that starts from the weights of a checkpoint instead of random ones."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.models import MLP, DiT, DiTConfig
-from tvmatch.trained_model import FORMAT as MODEL_FORMAT
-from tvmatch.trained_model import NetworkConfig, TrainedModel, load, of_newest, read_json
+from tvmatch.model_files import FORMAT as MODEL_FORMAT
+from tvmatch.model_files import of_newest, read_json
+from tvmatch.models.base import BaseNetwork, answers_of
+from tvmatch.trained_model import TrainedModel, load
 from tvmatch.training.config import Config
-from tvmatch.training.teacher import expect_same_data, known_classes
-
-LABELS = "conditioning.label.weight"
-GUIDANCE = "conditioning.guidance."
+from tvmatch.training.teacher import expect_same_data, known_classes, same_classes
 
 
 def network_section(path: str | Path) -> dict[str, Any]:
@@ -37,11 +34,12 @@ def _network_section(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
+def start_from(network: BaseNetwork, config: Config, spec: DataSpec) -> list[str]:
     """Give a new network the evaluation weights of the checkpoint `config.initial`, in place.
 
-    Two parts may be new. A guidance embedding that the checkpoint lacks starts with its last layer at zero,
-    so that it adds nothing at first. Classes that the checkpoint does not know start as its dropped label.
+    Two parts may be new. What the network says that may be added to it (`BaseNetwork.additions`), such as a
+    guidance embedding, adds nothing at first. Classes that the checkpoint does not know start as its dropped
+    label.
 
     Args:
         network: of the configuration, with its initial weights.
@@ -62,24 +60,27 @@ def start_from(network: nn.Module, config: Config, spec: DataSpec) -> list[str]:
             "objective.scaled",
             f"{config.initial} was trained with {model.scaled}, at guidance weight {model.guidance}",
         )
-    _expect_same_network(config, model)
+    _expect_same_network(network, config.initial, model)
     messages = [f"the weights start from {config.initial} ({model.step:,} steps)"]
     if not model.knows_dropped_labels:
         messages.append(
             "it was trained without dropped labels: the dropped label starts as the classes' mean"
         )
     own, theirs = network.state_dict(), model.network.state_dict()
-    if any(name.startswith(GUIDANCE) for name in own.keys() - theirs.keys()):
-        messages.append("the guidance embedding is new: it adds nothing at first")
-        theirs |= {name: own[name] for name in own if name.startswith(GUIDANCE)}
-        for name in (f"{GUIDANCE}project.weight", f"{GUIDANCE}project.bias"):
-            theirs[name] = torch.zeros_like(theirs[name])
-    if LABELS in own:
-        theirs[LABELS], message = _label_table(theirs.get(LABELS), own[LABELS], model.spec, spec)
+    for part in network.additions:
+        new = {name: own[name] for name in own.keys() - theirs.keys() if name.startswith(part.prefix)}
+        if new:
+            messages.append(f"the {part.name} is new: it adds nothing at first")
+            theirs |= new | {name: torch.zeros_like(own[name]) for name in part.zeroed}
+    table = network.label_table
+    if table in own:
+        theirs[table], message = _label_table(theirs.get(table), own[table], model.spec, spec)
         messages += message
-    elif LABELS in theirs and LABELS not in own:
+    elif table in theirs:
         messages.append("the classes of the checkpoint are left out")
-        del theirs[LABELS]
+        del theirs[table]
+    elif not same_classes(model.spec, spec):
+        raise InputError("initial", f"{config.initial} was trained on other classes")
     network.load_state_dict(theirs, strict=True)
     if config.objective.scaled and model.guidance == 1 and config.objective.guidance_weight != 1:
         messages.append(
@@ -106,24 +107,16 @@ def _label_table(
     return table, []
 
 
-def _expect_same_network(config: Config, model: TrainedModel) -> None:
-    """The same architecture, but for a guidance embedding that may be new."""
-    assert config.initial is not None
-    assert isinstance(model.network, DiT | MLP)
-    ours, theirs = _architecture(config.network), _architecture(model.network.config)
-    if ours.keys() != theirs.keys():
-        raise InputError("initial", f"{config.initial} holds a {type(model.network).__name__}")
+def _expect_same_network(network: BaseNetwork, initial: str, model: TrainedModel) -> None:
+    """The same architecture, but for parts that may be added."""
+    other = model.network
+    if type(other) is not type(network):
+        raise InputError("initial", f"{initial} holds a {type(other).__name__}")
+    ours, theirs = network.architecture(), answers_of(other).architecture()
+    added = {part.field for part in network.additions if ours.get(part.field)}
     for name, value in ours.items():
-        grown = name == "guidance_embedding" and value
-        if value != theirs[name] and not grown:
+        if value != theirs.get(name) and name not in added:
             raise InputError(
                 f"network.{name}",
-                f"{config.initial} was trained with {theirs[name]}, the configuration says {value}",
+                f"{initial} was trained with {theirs[name]}, the configuration says {value}",
             )
-
-
-def _architecture(config: NetworkConfig) -> dict[str, Any]:
-    """What must agree: sizes and switches, but neither how the sizes were given nor how weights began."""
-    values = asdict(config) | (config.size()._asdict() if isinstance(config, DiTConfig) else {})
-    began = ("preset", "spectral_init", "time_embedding_init")
-    return {name: value for name, value in values.items() if name not in began}

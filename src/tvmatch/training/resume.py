@@ -6,7 +6,8 @@ from typing import Any
 
 from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
-from tvmatch.trained_model import FORMAT, TrainedModel, read_json
+from tvmatch.model_files import FORMAT, read_json
+from tvmatch.trained_model import TrainedModel
 from tvmatch.training.checkpoint import checkpoints, step_of
 
 

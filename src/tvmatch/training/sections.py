@@ -12,18 +12,18 @@ from typing import Any
 
 from tvmatch.data.config import DATA_KINDS
 from tvmatch.errors import InputError
-from tvmatch.models import DiTConfig, MLPConfig
+from tvmatch.models import config_class_of, network_kinds
 from tvmatch.objectives import objectives_by_name
 from tvmatch.training.config import Config
 
 # The option that says of which kind a section is.
 KIND_OPTIONS = {"data": "kind", "network": "kind", "objective": "name"}
-NETWORK_KINDS = {"dit": DiTConfig, "mlp": MLPConfig}
 
 
 def section_kinds(section: str) -> Mapping[str, type[Any]]:
     """The dataclasses of a section by kind."""
-    return {"data": DATA_KINDS, "network": NETWORK_KINDS, "objective": objectives_by_name()}[section]
+    networks = {kind: config_class_of(kind) for kind in network_kinds()}
+    return {"data": DATA_KINDS, "network": networks, "objective": objectives_by_name()}[section]
 
 
 def section_class(section: str, kind: object) -> type[Any]:

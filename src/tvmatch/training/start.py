@@ -15,7 +15,7 @@ from tvmatch.data.read_ahead import read_ahead
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.locks import LOCK_NAME, FolderLock, is_lock
-from tvmatch.trained_model import build_network
+from tvmatch.models import BaseNetwork, build_network
 from tvmatch.training.checkpoint import TrainingState
 from tvmatch.training.config import Config
 from tvmatch.training.ema import ParameterAverage
@@ -95,21 +95,16 @@ def lock_run(out: Path, resume: str | Path | None) -> FolderLock:
     return lock
 
 
-def untrained_network(config: Config, spec: DataSpec) -> nn.Module:
+def untrained_network(config: Config, spec: DataSpec) -> BaseNetwork:
     """The network with initial weights, a function of the configuration's seed alone.
 
     No random state of the process takes part or changes, so threads may do this at the same time.
 
     Raises:
-        InputError: if it does not fit the data, or into memory.
+        InputError: if it does not fit the data.
     """
-    try:
-        with torch.device("cpu"):  # whatever PyTorch's default is
-            return build_network(config.network, spec, config.seed)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error) and "Storage size" not in str(error):
-            raise
-        raise InputError("network: too large for the memory of this machine") from None
+    with torch.device("cpu"):  # whatever PyTorch's default is
+        return build_network(config.network, spec.shape, spec.class_count, config.seed)
 
 
 def initial_state(

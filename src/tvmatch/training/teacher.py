@@ -73,8 +73,7 @@ def load_teacher(path: str, spec: DataSpec, objective: Objective, device: torch.
     """
     model = load(path, device)
     expect_same_data("objective.teacher", path, model.spec, spec)
-    same_count = model.spec.class_count == spec.class_count
-    if not same_count or known_classes(model.spec, spec) != list(range(spec.class_count)):
+    if not same_classes(model.spec, spec):
         raise InputError("objective.teacher", f"{path} was trained on other classes")
     guidance = objective.guidance_weight
     if not _gives(model.guidance, guidance):
@@ -121,6 +120,12 @@ def known_classes(theirs: DataSpec, ours: DataSpec) -> list[int | None]:
         return [*range(count)] if theirs.class_count == count else [None] * count
     numbers = {name: number for number, name in enumerate(theirs.class_names or ())}
     return [numbers.get(name) for name in names]
+
+
+def same_classes(theirs: DataSpec, ours: DataSpec) -> bool:
+    """Whether the classes are a checkpoint's, in their order."""
+    same_count = theirs.class_count == ours.class_count
+    return same_count and known_classes(theirs, ours) == list(range(ours.class_count))
 
 
 def _gives(has: Guidance, wanted: Guidance) -> bool:
