@@ -35,12 +35,13 @@ from tvmatch.cli import main
 from tvmatch.data import image_source
 from tvmatch.data.autoencoder import Autoencoder, load_autoencoder
 from tvmatch.data.base import epoch_indices, mirrored_at_random
-from tvmatch.data.encode import Encoder, Normalization, Part
+from tvmatch.data.encode import Encoder, Normalization
 from tvmatch.data.encoding_settings import EncodingOptions
 from tvmatch.data.facts import data_facts
 from tvmatch.data.image_reader import ImageSource, open_images
 from tvmatch.data.latents import LatentDataset, LatentsInfo, Moments
 from tvmatch.data.shards import ChannelSums, ShardWriter
+from tvmatch.distributed import Position
 from tvmatch.errors import DataError, InputError
 from tvmatch.seeds import RowDraws, generator
 from tvmatch.training import Config, recipe
@@ -344,7 +345,7 @@ def test_parts_are_the_whole(
     assert not (folder / "latents.json").exists()
     with pytest.raises(InputError, match="holds no finished latents"):
         LatentDataset(folder)
-    encoder(folder).encode(Part(0, 2), workers=2)
+    encoder(folder).encode(Position(0, 2), workers=2)
     info = encoder(folder).finish()
     assert info == LatentsInfo.read(encoded)
     assert tree(folder) == tree(encoded)

@@ -18,6 +18,7 @@ from small_extractor import CLASSES, POOLED, SPATIAL, SmallExtractor
 from torch import Tensor
 
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
+from tvmatch.distributed import Processes
 from tvmatch.errors import InputError
 from tvmatch.evaluation import (
     Features,
@@ -37,7 +38,6 @@ from tvmatch.evaluation import (
 )
 from tvmatch.evaluation.collection import FeatureSizes, Kept, collect, to_bytes
 from tvmatch.evaluation.image_metrics import Metric
-from tvmatch.evaluation.processes import Processes
 from tvmatch.seeds import generator
 from tvmatch.trained_model import TrainedModel
 

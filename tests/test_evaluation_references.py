@@ -18,6 +18,7 @@ from PIL import Image
 from small_extractor import POOLED, SPATIAL, SmallExtractor
 from torch import Tensor
 
+from tvmatch.distributed import Processes
 from tvmatch.errors import InputError
 from tvmatch.evaluation import (
     Features,
@@ -28,7 +29,6 @@ from tvmatch.evaluation import (
     reference,
 )
 from tvmatch.evaluation.npz import NpzReader
-from tvmatch.evaluation.processes import Processes
 from tvmatch.seeds import generator
 
 SHAPE = (3, 4, 6)

@@ -15,13 +15,13 @@ import tvmatch
 ROOT = Path(tvmatch.__file__).parent
 
 # A room is a module or a package of `tvmatch`; `data.spec` is a room of its own, ahead of the other data.
-FOUNDATIONS = {"errors", "seeds", "files", "locks", "torchrun"}
+FOUNDATIONS = {"errors", "seeds", "files", "locks", "distributed"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "seeds": set(),
     "files": {"errors"},
     "locks": {"errors"},
-    "torchrun": {"errors"},
+    "distributed": {"errors"},
     "joint_backward": set(),
     "dual": {"joint_backward"},
     "attention": {"dual"},

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from tvmatch import __version__
 from tvmatch.cli.streams import printable_streams
+from tvmatch.distributed import ProcessError, is_reported_by_another, leave_last
 from tvmatch.errors import DataError, InputError
 
 COMMANDS = {
@@ -76,16 +77,16 @@ def _main(arguments: list[str]) -> int:
             sys.stdout.flush()
         return code
     except InputError as error:
-        return _fail(str(error), 2)
-    except DataError as error:
-        return _fail(str(error), 1)
+        return _fail(error, str(error), 2)
+    except (DataError, ProcessError) as error:
+        return _fail(error, str(error), 1)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail(error, f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt as error:
+        return _fail(error, "interrupted", 130)
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -96,7 +97,9 @@ def _run(command: str, arguments: list[str]) -> int:
     return run(arguments)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(error: BaseException, message: str, code: int) -> int:
+    if is_reported_by_another(error):
+        return leave_last(code)
     line = " ".join(message.split())
     # Values and names of files are shown as they were given: nothing in them may act on the terminal.
     line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)

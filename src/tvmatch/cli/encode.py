@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from tvmatch import torchrun
-from tvmatch.cli.options import DEVICE_HELP, device_of_process
+from tvmatch.cli.options import DEVICE_HELP
 from tvmatch.data.autoencoder import load_autoencoder
 from tvmatch.data.config import LatentsData
-from tvmatch.data.encode import MEASURED, WHOLE, Encoder, Normalization, Part
+from tvmatch.data.encode import MEASURED, Encoder, Normalization
 from tvmatch.data.encoding_settings import EncodingOptions
 from tvmatch.data.image_batches import available_cores
 from tvmatch.data.image_reader import open_images
 from tvmatch.data.latents import INFO_NAME, Flips, LatentsInfo
 from tvmatch.data.pixels import Crop
 from tvmatch.data.spec import DataSpec
+from tvmatch.distributed import Position, device_of_process, is_first, launched, print_once
 from tvmatch.errors import InputError, arguments_named
 from tvmatch.model_files import read_spec
 from tvmatch.training import resolve_device
@@ -151,8 +151,7 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
     source = open_images(
         parsed.data, parsed.split, label_column=label_column, image_column=parsed.image_column
     )
-    if not torchrun.local_rank():
-        print("\n".join(source.findings), flush=True)
+    print_once(*source.findings)
     options = EncodingOptions(
         data=parsed.data,
         split=parsed.split,
@@ -168,18 +167,17 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
     return Encoder(source, autoencoder, out, options, normalization)
 
 
-def _part(given: str | None) -> Part:
+def _part(given: str | None) -> Position:
     """Of --part, else of torchrun's variables."""
     if given is None:
         try:
-            started = torchrun.rank_and_count()
+            return launched()
         except InputError as error:
             raise error.within("part").with_hint("--part=1/1 takes no notice of them") from None
-        return WHOLE if started is None else Part(*started)
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError("part", f"must be like 2/8, from 1/8 to 8/8, got {given!r}")
-    return Part(int(match[1]) - 1, int(match[2]))
+    return Position(int(match[1]) - 1, int(match[2]))
 
 
 def _normalization(given: str | None) -> Normalization | Literal["measured"] | None:
@@ -209,12 +207,12 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _progress(encoder: Encoder, part: Part) -> Iterator[Callable[[int], None]]:
+def _progress(encoder: Encoder, part: Position) -> Iterator[Callable[[int], None]]:
     """A bar of the images of this part, or without a terminal a line a minute."""
     total = sum(len(encoder.images(shard)) for shard in encoder.of_part(part))
     done = sum(len(encoder.images(shard)) for shard in encoder.finished(part))
     console = Console(stderr=True)
-    if console.is_terminal and not torchrun.local_rank():
+    if console.is_terminal and is_first():
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         with Progress("encoding", *columns, console=console) as progress:
             task = progress.add_task("", total=total, completed=done)
@@ -235,13 +233,13 @@ def _progress(encoder: Encoder, part: Part) -> Iterator[Callable[[int], None]]:
     yield on_images
 
 
-def _finished(encoder: Encoder, part: Part) -> str:
+def _finished(encoder: Encoder, part: Position) -> str:
     """How much of a part is there."""
-    where = "" if part.world == 1 else f" of part {part.rank + 1}/{part.world}"
+    where = "" if part.world_size == 1 else f" of part {part.rank + 1}/{part.world_size}"
     return f"{len(encoder.finished(part))} of {len(encoder.of_part(part))} shards{where} are finished"
 
 
-def _show(info: LatentsInfo | None, encoder: Encoder, part: Part, out: Path) -> None:
+def _show(info: LatentsInfo | None, encoder: Encoder, part: Position, out: Path) -> None:
     if info is None:
         missing = encoder.shards - len(encoder.finished())
         print(

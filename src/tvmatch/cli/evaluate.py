@@ -1,10 +1,12 @@
 """`tvmatch evaluate`: a checkpoint against real data."""
 
+import argparse
 from pathlib import Path
 
 from rich.console import Console
 
 from tvmatch.cli import feature_metrics, options, results
+from tvmatch.distributed import Processes, device_of_process, joined_processes
 from tvmatch.errors import InputError
 from tvmatch.training.recipes import OneLineParser
 
@@ -42,12 +44,19 @@ def run(arguments: list[str]) -> int:
     steps = options.step_counts(parsed.steps)
     if parsed.seed < 0:
         raise InputError("seed", f"must not be negative, got {parsed.seed}")
+    with joined_processes() as processes:
+        return _evaluate(parsed, steps, processes)
+
+
+def _evaluate(parsed: argparse.Namespace, steps: tuple[int, ...], processes: Processes) -> int:
     in_features = any(getattr(parsed, name) is not None for name in feature_metrics.OPTIONS)
     checkpoint = Path(parsed.checkpoint)
-    device = options.device_of_process(parsed.device)
+    device = device_of_process(parsed.device)
     model = options.load_model(checkpoint, device, parsed.autoencoder)
     if in_features or model.spec.kind == "latents":
-        return feature_metrics.evaluate(parsed, model, steps)
+        return feature_metrics.evaluate(parsed, model, steps, processes)
+    if not processes.is_first:
+        return 0  # one process is enough for figures of small images and points
     run_folder = options.run_folder(checkpoint)
     path = Path(parsed.out) if parsed.out else run_folder / results.METRICS_NAME
     if path.is_dir():

@@ -23,18 +23,17 @@ from rich.text import Text
 
 from tvmatch.cli import options, results
 from tvmatch.data.config import ImagesData, LatentsData
+from tvmatch.distributed import Processes
 from tvmatch.errors import InputError, arguments_named
 from tvmatch.evaluation import (
     evaluate_features,
     features_table,
-    joined_processes,
     load_extractor,
     load_reference,
     write_metrics,
 )
 from tvmatch.evaluation.collection import Uint8
 from tvmatch.evaluation.image_metrics import METRICS, check_request
-from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.provenance import provenance_line
 from tvmatch.evaluation.reference import is_array_file
 from tvmatch.files import parse_json
@@ -109,7 +108,9 @@ def add_options(parser: OneLineParser) -> None:
 
 
 @arguments_named({"count": "samples"})
-def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, ...]) -> int:
+def evaluate(
+    parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, ...], processes: Processes
+) -> int:
     """Measure, write and print; the first of several processes does the latter two.
 
     Raises:
@@ -147,7 +148,7 @@ def evaluate(parsed: argparse.Namespace, model: TrainedModel, steps: tuple[int, 
     extractor = load_extractor(
         extractor_name, model.device, None if parsed.weights is None else Path(parsed.weights)
     )
-    with joined_processes() as processes, _warnings_on_stderr():
+    with _warnings_on_stderr():
         reference = None
         if parsed.reference is not None:
             _quiet_data_sets(processes)

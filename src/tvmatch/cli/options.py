@@ -4,9 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from tvmatch import torchrun
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.data.spec import DataSpec
@@ -121,14 +118,6 @@ def check_writable(option: str, path: Path) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(option, f"{path} cannot be written, {above} is no folder that may be written to")
-
-
-def device_of_process(name: str) -> str:
-    """The device of this process: of several that torchrun started, each has the GPU of its number."""
-    rank = torchrun.local_rank()
-    if rank is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    return f"cuda:{rank % torch.cuda.device_count()}"
 
 
 def run_folder(path: Path) -> Path:

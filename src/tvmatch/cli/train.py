@@ -1,22 +1,19 @@
 """`tvmatch train`: a recipe, a user's YAML file and dotted overrides, trained, drawn and measured."""
 
 import argparse
-import os
 import re
 import shlex
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from rich.console import Console
 
-from tvmatch import torchrun
 from tvmatch.cli import results
 from tvmatch.cli.options import DEVICE_HELP, load_data, load_decoder, run_config, run_folder
 from tvmatch.data.config import DensityData, DigitsData
+from tvmatch.distributed import refuse_several
 from tvmatch.errors import InputError
 from tvmatch.locks import FolderLock
 from tvmatch.training import (
@@ -56,7 +53,6 @@ Train a recipe, then draw its samples and measure them. Every value of the confi
 in a YAML file given with --config, or by an option, which comes last; `--print_config` prints the whole of
 it. Ctrl-C saves, and `tvmatch train --resume RUN` continues."""
 NUMBERS_OF_STEPS = (1, 2, 4)
-_PATIENCE = 30  # seconds
 LIST_OPTIONS = (
     "--objective.times.gap",
     "--objective.times.t",
@@ -165,24 +161,11 @@ def _with_brackets(arguments: list[str]) -> list[str]:
 
 
 def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
-    if torchrun.several() and not torchrun.is_first():
-        return _leave_it_to_the_first()
-    torchrun.refuse_several("training")
+    refuse_several("training")
     config.check()
     resolve_device(device)
     with lock_run(out, resume) as lock:
         return _train_locked(config, out, device, resume, lock)
-
-
-def _leave_it_to_the_first() -> int:
-    """The exit code of a process that is refused in silence.
-
-    torchrun ends all processes as soon as one has failed; the first shall have said why before that.
-    """
-    if torchrun.is_watched():
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(2))
-        time.sleep(_PATIENCE)
-    return 2
 
 
 def _train_locked(config: Config, out: Path, device: str, resume: Path | None, lock: FolderLock) -> int:

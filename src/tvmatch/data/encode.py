@@ -26,6 +26,7 @@ from tvmatch.data.image_reader import ImageSource
 from tvmatch.data.latents import INFO_NAME, LatentsInfo, Moments, Shard
 from tvmatch.data.shards import ChannelSums, ShardReport, ShardWriter, finished_shard, new_shard, shard_name
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
+from tvmatch.distributed import ALONE, Position
 from tvmatch.errors import InputError
 from tvmatch.locks import FolderLock
 
@@ -40,16 +41,6 @@ class Normalization(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
-
-
-class Part(NamedTuple):
-    """Process number `rank` = 0, 1, … of `world`: it makes the shards k ≡ rank (mod world)."""
-
-    rank: int
-    world: int
-
-
-WHOLE = Part(0, 1)
 
 
 class Encoder:
@@ -100,21 +91,21 @@ class Encoder:
         self._begun = begin(folder, options, source, autoencoder)
         self.shards = len(range(0, len(source), options.shard_size))
 
-    def of_part(self, part: Part) -> range:
-        """The shards of a part."""
-        return range(part.rank, self.shards, part.world)
+    def of_part(self, part: Position) -> range:
+        """The shards of a part: k ≡ rank modulo the number of parts."""
+        return range(part.rank, self.shards, part.world_size)
 
     def images(self, shard: int) -> range:
         """Numbers of the images of a shard."""
         return range(len(self._source))[shard * self._options.shard_size :][: self._options.shard_size]
 
-    def finished(self, part: Part = WHOLE) -> list[int]:
+    def finished(self, part: Position = ALONE) -> list[int]:
         """The shards of a part that are there, with all their rows."""
         return [shard for shard in self.of_part(part) if finished_shard(self._folder, shard) is not None]
 
     def encode(
         self,
-        part: Part = WHOLE,
+        part: Position = ALONE,
         *,
         workers: int = 4,
         on_bad_image: Literal["error", "skip"] = "error",
@@ -134,8 +125,8 @@ class Encoder:
             DataError: if a worker dies.
             OSError: if a shard cannot be written; those before it are finished.
         """
-        whole = part.world == 1
-        name = f".part_{part.rank + 1}_of_{part.world}.lock"
+        whole = part.world_size == 1
+        name = f".part_{part.rank + 1}_of_{part.world_size}.lock"
         with (
             FolderLock(self._folder, shared=not whole, doing=_DOING),
             nullcontext() if whole else FolderLock(self._folder, name, doing=_DOING),
@@ -144,7 +135,7 @@ class Encoder:
 
     def _encode(
         self,
-        part: Part,
+        part: Position,
         workers: int,
         on_bad_image: Literal["error", "skip"],
         on_images: Callable[[int], None] | None,

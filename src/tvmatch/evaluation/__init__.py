@@ -8,7 +8,6 @@ from tvmatch.evaluation.images import evaluate_images
 from tvmatch.evaluation.inception_score import InceptionScore, inception_score
 from tvmatch.evaluation.manifold import PrecisionRecall, precision_recall
 from tvmatch.evaluation.points import evaluate_points
-from tvmatch.evaluation.processes import joined_processes
 from tvmatch.evaluation.reference import load_reference
 from tvmatch.evaluation.reference_files import Reference
 from tvmatch.evaluation.report import features_table, metrics_table, write_metrics
@@ -31,7 +30,6 @@ __all__ = [
     "fit_gaussian",
     "frechet_distance",
     "inception_score",
-    "joined_processes",
     "load_extractor",
     "load_reference",
     "metrics_table",

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tvmatch.distributed import Processes
 from tvmatch.errors import InputError
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.frechet import GaussianStatistics
 from tvmatch.evaluation.generation import Progress
-from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.statistics import Moments, RunningGaussian
 
 ImageSource = Callable[[range], Tensor]

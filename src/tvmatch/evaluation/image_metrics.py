@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from tvmatch.distributed import ALONE, Processes
 from tvmatch.errors import InputError
 from tvmatch.evaluation.collection import (
     Collected,
@@ -26,7 +27,6 @@ from tvmatch.evaluation.generation import Progress, check_steps
 from tvmatch.evaluation.inception_score import inception_score
 from tvmatch.evaluation.manifold import precision_recall
 from tvmatch.evaluation.numbered import LabelsFrom, numbered_samples, sample_labels
-from tvmatch.evaluation.processes import ALONE, Processes
 from tvmatch.evaluation.provenance import provenance_line, provenance_of
 from tvmatch.evaluation.reference_files import Reference
 from tvmatch.trained_model import TrainedModel

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from tvmatch.distributed import Processes
 from tvmatch.evaluation.collection import ROUNDING, Uint8
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.numbered import LabelsFrom
-from tvmatch.evaluation.processes import Processes
 from tvmatch.evaluation.reference_files import Reference
 from tvmatch.trained_model import TrainedModel
 
@@ -48,7 +48,7 @@ def provenance_of(
         "reference": None if reference is None else dict(reference.provenance),
         "seed": seed,
         "batch_size": batch_size,
-        "processes": processes.count,
+        "processes": processes.world_size,
         "model_step": model.step,
         "autoencoder": _autoencoder(model),
         "device": device,

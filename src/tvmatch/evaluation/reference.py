@@ -17,13 +17,13 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from tvmatch.data.base import epoch_indices
+from tvmatch.distributed import ALONE, Processes
 from tvmatch.errors import InputError, arguments_named
 from tvmatch.evaluation import reference_files
 from tvmatch.evaluation.collection import FeatureSizes, ImageSource, Kept, collect, feature_sizes
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.generation import Progress
 from tvmatch.evaluation.npz import NpzReader
-from tvmatch.evaluation.processes import ALONE, Processes
 from tvmatch.evaluation.reference_files import Reference
 
 if TYPE_CHECKING:

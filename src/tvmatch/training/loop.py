@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvmatch import torchrun
 from tvmatch.compilation import require_right_compilation
 from tvmatch.data.base import Batch, Dataset, checked_batch
 from tvmatch.data.facts import data_facts
+from tvmatch.distributed import refuse_several
 from tvmatch.errors import DataError, InputError
 from tvmatch.files import replacing
 from tvmatch.flow_map import Network
@@ -82,7 +82,7 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.out, self.decoder = config, dataset, Path(out), decoder
         config.check()
-        torchrun.refuse_several("training")
+        refuse_several("training")
         self.device = resolve_device(device)
         config.objective.check(dataset.spec.is_conditional)
         self.messages: list[str] = []

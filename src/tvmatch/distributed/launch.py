@@ -1,0 +1,119 @@
+"""What `torchrun` says by environment variables: how many processes there are, and which one this is."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+
+from tvmatch.errors import InputError
+
+_REPORTED = "_reported_by_another_process"  # an attribute of exceptions
+_REPORTING = 30  # seconds for another process to report an error, before torchrun ends this one
+
+
+@dataclass(frozen=True)
+class Position:
+    """One of several processes that share a piece of work; the only one by default.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process has the results and talks to the user."""
+        return self.rank == 0
+
+    def share(self, parts: int) -> range:
+        """Consecutive numbers of 0 … parts − 1 that are this process's; the first has one if there is any."""
+        each, more = divmod(parts, self.world_size)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
+
+
+def launched() -> Position:
+    """Which process this is; the only one where no variable is set.
+
+    Raises:
+        InputError: if the variables are another launcher's.
+    """
+    if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
+        return Position()
+    rank, count = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise InputError(
+            f"RANK and WORLD_SIZE must be torchrun's, 0 … N − 1 and N, got {rank!r} and {count!r}"
+        )
+    return Position(int(rank), int(count))
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_once(*lines: object) -> None:
+    """Print lines in the first process alone."""
+    if is_first():
+        print(*lines, sep="\n", flush=True)
+
+
+def device_of_process(name: str) -> str:
+    """The device of this process: the GPU of its LOCAL_RANK, where `name` leaves open which GPU.
+
+    Raises:
+        InputError: if LOCAL_RANK is not a number.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    if not rank.isdecimal():
+        raise InputError("LOCAL_RANK", f"must be torchrun's, 0, 1, …, got {rank!r}")
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
+
+
+def refuse_several(what: str) -> None:
+    """Refuse all processes if there are several; the first reports it.
+
+    Raises:
+        InputError: if there are several.
+    """
+    if several():
+        error = InputError(
+            "WORLD_SIZE",
+            f"{os.environ['WORLD_SIZE']} processes, but {what} is for one; start it without torchrun",
+        )
+        leave_report(error, to_another=not is_first())
+        raise error
+
+
+def leave_report(error: BaseException, *, to_another: bool) -> None:
+    """Say of an error that all processes raise whether another one reports it to the user."""
+    setattr(error, _REPORTED, to_another)
+
+
+def is_reported_by_another(error: BaseException) -> bool:
+    """Whether all processes raise this error and another one reports it to the user."""
+    return bool(getattr(error, _REPORTED, False))
+
+
+def leave_last(code: int) -> int:
+    """The exit code of a process whose error another one reports, once that one has had time to.
+
+    torchrun ends all processes as soon as one has failed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+        time.sleep(_REPORTING)
+    return code
