@@ -678,6 +678,6 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         load("some/thing")
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(image_source, "HfApi", None)  # offline, not even one question is asked
+    monkeypatch.setattr(image_source, "dataset_commit", None)  # offline, not even one question is asked
     with pytest.raises(InputError, match=r"data.path: some/thing could not be read"):
         load("some/thing")

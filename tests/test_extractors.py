@@ -352,9 +352,10 @@ def test_dinov2_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert "holds no DINOv2 network" in refusal(folder)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "is neither a folder nor can it be had from the Hugging Face Hub" in refusal(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"^extractor weights: '.*nowhere' is neither a folder nor the name"):
+        load_extractor("dinov2", CPU, tmp_path / "nowhere")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"facebook/dinov2-large is neither"):
+    with pytest.raises(InputError, match=r"'facebook/dinov2-large' is neither"):
         load_extractor("dinov2", CPU)
 
 

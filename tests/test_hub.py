@@ -441,3 +441,39 @@ def test_points_have_no_place_in_layouts_of_images(
     assert main(["export", str(run), f"--layout={layout}", "--out=new.safetensors"]) == 2
     assert f"layout: {layout} is for images" in capsys.readouterr().err
     assert not Path("new.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            "GatedRepoError",
+            r"is gated; ask for access at https://huggingface\.co/{page}, then `hf auth login`$",
+        ),
+        ("RepositoryNotFoundError", r"is neither a .* on the Hugging Face Hub$"),
+        ("HFValidationError", r"is neither a .* on the Hugging Face Hub$"),
+        ("LocalEntryNotFoundError", r"is neither a .* that can be reached \(it is not in the cache"),
+        ("OfflineModeIsEnabled", r"is neither a .* that can be reached \(.* HF_HUB_OFFLINE is set\)"),
+        ("HfHubHTTPError", r"is neither a .* that can be reached \(401 Client Error Request ID\)"),
+    ],
+)
+def test_one_client_for_data_autoencoders_and_extractors(
+    error: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same failure reads the same, under the option that gave the name."""
+    import huggingface_hub
+
+    from tvmatch.data.autoencoder import load_autoencoder
+    from tvmatch.data.image_reader import open_images
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise hub_error(error)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+    about = reason.replace("{page}", "me/model")
+    with pytest.raises(InputError, match=rf"^autoencoder: 'me/model' {about}"):
+        load_autoencoder("me/model")
+    about = reason.replace("{page}", "datasets/me/data")
+    with pytest.raises(InputError, match=rf"^data\.path: 'me/data' {about}"):
+        open_images("me/data", "train")

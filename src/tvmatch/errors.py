@@ -90,3 +90,9 @@ def arguments_named(names: Mapping[str, str]) -> Iterator[None]:
 def name_of(argument: str) -> str:
     """What the caller calls an argument, for a message that mentions another one than its subject."""
     return _NAMES.get().get(argument, argument)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message, or its kind if it has none, on one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

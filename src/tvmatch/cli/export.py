@@ -13,6 +13,7 @@ from tvmatch import pictures
 from tvmatch.cli import options, results
 from tvmatch.errors import InputError
 from tvmatch.files import new_folder, parse_json, replacing
+from tvmatch.hub_client import check_repository_name, upload
 from tvmatch.interop import expect_dit, hub, network_to_authors
 from tvmatch.model_files import find_checkpoint
 from tvmatch.trained_model import TrainedModel, load
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
         return 0
 
     if parsed.push is not None:
-        hub.check_repository_name(parsed.push)
+        check_repository_name(parsed.push)
     model = options.load_model(parsed.checkpoint, parsed.device, parsed.autoencoder)
     if parsed.layout == "diffusers":
         expect_dit(model, "layout", "diffusers")
@@ -86,7 +87,7 @@ def run(arguments: list[str]) -> int:
             results.show_paths([folder])
         if parsed.push is not None:
             message = f"tvmatch export --layout {parsed.layout}"
-            print(hub.upload(folder, parsed.push, private=parsed.private, commit_message=message))
+            print(upload(folder, parsed.push, private=parsed.private, commit_message=message))
     return 0
 
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from tvmatch.data.autoencoder_files import AutoencoderFiles, find_autoencoder
 from tvmatch.data.latents import Moments
-from tvmatch.data.listing import one_line
 from tvmatch.data.spec import AutoencoderInfo
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 
 _PROBE = 256  # pixels, a multiple of every down-sampling in use
 _DECODED_TOGETHER = 4 * 256 * 256  # pixels: 3 GB of activations in Stable Diffusion's decoder

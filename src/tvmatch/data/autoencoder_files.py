@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmatch.data.listing import one_line
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 from tvmatch.files import expect_no_lfs_pointer, parse_json
+from tvmatch.hub_client import download
 
 _CONFIG = "config.json"
 _SUBFOLDER = "vae"  # where pipelines have theirs
 _WEIGHTS = "diffusion_pytorch_model"
 _SUFFIXES = ("safetensors", "bin")  # in the order of preference
-_HUB_TIMEOUT = 10.0  # seconds for the first answer
 
 
 @dataclass(frozen=True)
@@ -96,18 +95,6 @@ def find_autoencoder(source: str) -> AutoencoderFiles:
 
 
 def _download(name: str, patterns: list[str]) -> Path:
-    """A snapshot's folder with the files of these patterns; without a network the one that was cached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    neither = f"{name!r} is neither a folder nor the name of a model on the Hugging Face Hub"
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT))
-    except GatedRepoError:
-        raise InputError(
-            "autoencoder", f"{name} on the Hugging Face Hub needs you to log in and be granted access"
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise InputError("autoencoder", neither) from None
-    except Exception as error:  # no network, no name server, a proxy's answer, a server's error, a full disk
-        raise InputError("autoencoder", f"{neither} that can be reached ({one_line(error)})") from error
+    """A snapshot's folder with the files of these patterns."""
+    neither = "neither a folder nor the name of a model on the Hugging Face Hub"
+    return download(name, patterns, subject="autoencoder", neither=neither)

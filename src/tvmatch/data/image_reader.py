@@ -13,10 +13,10 @@ from tvmatch.data.found import lines_of_findings
 from tvmatch.data.image_columns import AUTO, choose_label_column, find_classes, find_image_column
 from tvmatch.data.image_rows import Source
 from tvmatch.data.image_source import open_source
-from tvmatch.data.listing import PLACE, one_line
+from tvmatch.data.listing import PLACE
 from tvmatch.data.npy import is_npy, latents_shape, moments_of_npy
 from tvmatch.data.pixels import Crop, check_crop, decode, what_is_wrong
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 from tvmatch.files import LFS_POINTER, is_lfs_pointer
 
 

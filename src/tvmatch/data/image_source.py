@@ -6,8 +6,6 @@ from pathlib import Path
 
 import datasets
 import pyarrow.parquet  # type: ignore[import-untyped]
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from tvmatch.data.folders.described import data_files_of, described_images, is_description, tables_by_split
 from tvmatch.data.folders.image_formats import suffix_of
@@ -18,12 +16,12 @@ from tvmatch.data.found import Notes
 from tvmatch.data.image_rows import EncodedImages, RowNames, Source
 from tvmatch.data.image_zip import DESCRIPTION, list_folder, list_zip, stamp_of_zip
 from tvmatch.data.imagenet import ImageNet, find_imagenet, list_imagenet
-from tvmatch.data.listing import Listing, as_rows, cache_error, cache_failure, digest, one_line
-from tvmatch.errors import InputError
+from tvmatch.data.listing import Listing, as_rows, cache_error, cache_failure, digest
+from tvmatch.errors import InputError, one_line
 from tvmatch.files import expect_no_lfs_pointer
+from tvmatch.hub_client import dataset_commit
 
 _TABLES = (".parquet", ".arrow")
-_HUB_TIMEOUT = 10.0  # seconds for the first answer; `datasets` itself would try for half a minute
 
 
 def open_source(path: str, split: str) -> Source:
@@ -200,23 +198,9 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
 
 
 def _check_hub(path: str) -> None:
-    """Ask the Hub once, quickly, whether it has a data set called `path`."""
-    neither = f"{path!r} is neither a local path nor a data set on the Hugging Face Hub"
+    """Ask the Hub whether it has a data set called `path`; `datasets` itself would try for half a minute."""
     # An absolute path, or a name with more than one slash, cannot be a data set of the Hub.
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise InputError("data.path", f"{path} does not exist")
-    if datasets.config.HF_HUB_OFFLINE:
-        return  # the user said so: only what was downloaded before is looked at
-    try:
-        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(path, timeout=_HUB_TIMEOUT)
-    except GatedRepoError as error:
-        raise InputError(
-            "data.path", f"{path} on the Hugging Face Hub needs you to log in and be granted access"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError("data.path", neither) from error
-    except Exception as error:  # no network, no name server, a proxy's answer, a server's error
-        raise InputError(
-            "data.path",
-            f"{neither} that can be reached ({one_line(error)}); HF_HUB_OFFLINE=1 uses an earlier download",
-        ) from error
+    if not datasets.config.HF_HUB_OFFLINE:  # else the user wants only what was downloaded before
+        dataset_commit(path, subject="data.path", endpoint=datasets.config.HF_ENDPOINT)

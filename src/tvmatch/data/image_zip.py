@@ -22,10 +22,10 @@ from tvmatch.data.folders.source import check_classes_hold_no_splits
 from tvmatch.data.folders.splits import ONE_SPLIT, SPLIT_OF, find_splits
 from tvmatch.data.folders.walk import HIDDEN, Level, is_hidden, stamp, walk
 from tvmatch.data.found import LeftOut, Notes, printable
-from tvmatch.data.listing import Listing, digest, one_line
+from tvmatch.data.listing import Listing, digest
 from tvmatch.data.npy import NPY_SUFFIX
 from tvmatch.data.spec import MOST_CLASSES
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 from tvmatch.files import LFS_POINTER, is_lfs_pointer
 
 DESCRIPTION = "dataset.json"

@@ -18,8 +18,8 @@ from tvmatch.data.folders.layout import class_of, labels_by_folder
 from tvmatch.data.folders.source import parted, without
 from tvmatch.data.folders.walk import level, stamp, walk
 from tvmatch.data.found import Notes, printable
-from tvmatch.data.listing import Listing, digest, one_line
-from tvmatch.errors import InputError
+from tvmatch.data.listing import Listing, digest
+from tvmatch.errors import InputError, one_line
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}

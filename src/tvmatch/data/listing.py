@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from tvmatch.data.found import LeftOut, Notes, printable
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 from tvmatch.files import replacing
 
 PLACE = "place"  # the column that says where in a ZIP an image is
@@ -37,12 +37,6 @@ class Listing:
     class_names: tuple[str, ...] | None = None
     places: Sequence[Sequence[int]] | None = None
     notes: Notes = field(default_factory=Notes)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message, or its kind if it has none, on one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def cache_failure(error: BaseException | None) -> OSError | None:

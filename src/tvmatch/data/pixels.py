@@ -12,9 +12,8 @@ from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
-from tvmatch.data.listing import one_line
 from tvmatch.data.npy import is_npy, pixels_of_npy
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 from tvmatch.files import LFS_POINTER, is_lfs_pointer
 
 Crop = Literal["centre", "dhariwal"]

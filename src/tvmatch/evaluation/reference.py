@@ -25,6 +25,7 @@ from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.generation import Progress
 from tvmatch.evaluation.npz import NpzReader
 from tvmatch.evaluation.reference_files import Reference
+from tvmatch.hub_client import dataset_commit
 
 if TYPE_CHECKING:
     from tvmatch.data.pixels import Crop
@@ -34,7 +35,6 @@ _LOGGER = logging.getLogger(__name__)
 MOST_VECTORS = 50_000
 """Real images whose features precision and recall see, at most: a random choice of them."""
 
-_HUB_TIMEOUT = 10.0
 _MOST_CACHED = 16_384  # features, whose covariance takes 2 GB
 _MOST_WORKERS = 4  # processes that decode images, for each one that extracts features
 
@@ -296,11 +296,9 @@ def source_fingerprint(path: str) -> str | None:
     """
     local = Path(path).expanduser()
     if not local.exists():
-        from huggingface_hub import HfApi  # here, because it takes a while to import
-
         try:
-            return f"commit {HfApi().dataset_info(path, timeout=_HUB_TIMEOUT).sha}"
-        except Exception:  # no such data set (which reading it will tell), no network, a server's error
+            return f"commit {dataset_commit(path)}"
+        except InputError:  # no such data set (which reading it will tell), no network, a server's error
             return None
     digest = hashlib.sha256()
     for file in [local] if local.is_file() else _files(local):

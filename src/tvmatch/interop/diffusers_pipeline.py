@@ -21,9 +21,9 @@ from torch import Tensor
 
 from tvmatch.errors import InputError, arguments_named
 from tvmatch.flow_map import FlowMap
+from tvmatch.hub_client import download
 from tvmatch.interop.authors import expect_dit
 from tvmatch.interop.diffusers_transformer import LIBRARY, TVMTransformer
-from tvmatch.interop.hub import download
 from tvmatch.interop.pipeline_checks import FILES, FORMAT, check_autoencoder, check_index, described
 from tvmatch.sampling import jump, sample_noise, time_grid
 from tvmatch.trained_model import TrainedModel

@@ -7,8 +7,7 @@ layout. Only names on a fixed list are downloaded, and nothing of a repository i
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 
 from tvmatch.errors import InputError
 from tvmatch.files import new_folder, parse_json
+from tvmatch.hub_client import check_repository_name, download, upload
 from tvmatch.interop.model_card import model_card
 from tvmatch.trained_model import TrainedModel, load
 
@@ -181,19 +181,6 @@ def push_to_hub(
         return upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
 
 
-def upload(
-    folder: Path, repo_id: str, *, private: bool = False, token: str | None = None, commit_message: str
-) -> str:
-    """Upload a folder's files; arguments, result and errors as for `push_to_hub`."""
-    from huggingface_hub import HfApi
-
-    with hub_errors(repo_id):
-        api = HfApi(token=token, library_name="tvmatch")
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-    return str(address)
-
-
 def from_pretrained(
     name: str | Path,
     *,
@@ -235,78 +222,3 @@ def from_pretrained(
         source = autoencoder or (str(beside) if beside.is_dir() else expected.source)
         model.decoder = load_autoencoder(source, device, expected=expected)
     return model
-
-
-def download(
-    repo_id: str,
-    patterns: Sequence[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-) -> Path:
-    """The folder of a repository's files of these names, from the cache or the Hub.
-
-    Raises:
-        InputError: if there is no such repository or revision, no access, or neither cache nor network.
-    """
-    from huggingface_hub import snapshot_download
-
-    check_repository_name(repo_id)
-    with hub_errors(repo_id):
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            allow_patterns=list(patterns),
-            library_name="tvmatch",
-        )
-    return Path(folder)
-
-
-def check_repository_name(repo_id: str) -> None:
-    """Refuse what cannot be a repository of the Hub.
-
-    Raises:
-        InputError: if it cannot.
-    """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        raise InputError(repo_id, "neither a folder here nor a name user/name on the Hub") from None
-
-
-@contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """What goes wrong between here and the Hub, as an `InputError` of one line."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        address = f"https://huggingface.co/{repo_id}"
-        raise InputError(repo_id, f"gated; ask for access at {address}, then `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        raise InputError(
-            repo_id, "neither a folder here nor a repository on the Hub that you have access to"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise InputError(repo_id, "the Hub has no such revision of it") from None
-    except errors.LocalTokenNotFoundError:
-        raise InputError("token", "give a token of the Hub, or log in with `hf auth login`") from None
-    except errors.LocalEntryNotFoundError:
-        raise InputError(
-            repo_id, "neither a folder here nor in the cache of the Hub, which cannot be reached"
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        raise InputError(repo_id, "the Hub cannot be reached, HF_HUB_OFFLINE is set") from None
-    except Exception as error:  # of its HTTP client, which is another in each generation, or a full disk
-        raise InputError(repo_id, f"the Hub's client reports: {' '.join(str(error).split())}") from error

@@ -16,8 +16,10 @@ from tvmatch.evaluation.extractors.base import (
     missing_packages,
     one_line,
 )
+from tvmatch.hub_client import download
 
 SOURCE = "facebook/dinov2-large"  # ViT-L/14
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 SIDE = 224  # pixels
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet
 _STD = (0.229, 0.224, 0.225)
@@ -69,7 +71,10 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
     except Exception as error:  # transformers imports its modules late, and reports in its own ways
         raise missing_packages("dinov2", error) from error
     source = SOURCE if weights is None else str(weights)
-    folder = Path(source) if Path(source).is_dir() else _fetched(source)
+    folder = Path(source)
+    if not folder.is_dir():
+        neither = "neither a folder nor the name of a model on the Hugging Face Hub"
+        folder = download(source, FILES, subject="extractor weights", neither=neither)
     files = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
         raise InputError("extractor weights", f"{folder} holds no model.safetensors")
@@ -93,20 +98,6 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
             "extractor weights", f"{folder} holds no DINOv2 network: {one_line(error)}"
         ) from error
     return Dinov2Extractor(network, hash_files([folder / "config.json", *files]), device)
-
-
-def _fetched(source: str) -> Path:
-    """The folder of a network of the Hugging Face Hub, downloaded now if it was not before."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-        return Path(snapshot_download(source, allow_patterns=wanted))
-    except Exception as error:  # no such name, no access, no network
-        raise InputError(
-            "extractor weights",
-            f"{source} is neither a folder nor can it be had from the Hugging Face Hub: {one_line(error)}",
-        ) from error
 
 
 @torch.no_grad()

@@ -1,0 +1,160 @@
+"""The Hugging Face Hub: downloads, uploads and questions, whose failures are an `InputError` of one line.
+
+`huggingface_hub` is imported by the functions, because that takes a while.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tvmatch.errors import InputError, one_line
+
+_TIMEOUT = 10.0  # seconds for the answer to a question
+_MODEL = "neither a folder here nor a repository on the Hub that you have access to"
+
+
+def download(
+    repo_id: str,
+    patterns: Sequence[str],
+    *,
+    subject: str | None = None,
+    neither: str = _MODEL,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a model's files of these names, from the Hub, or without a network from the cache.
+
+    Args:
+        repo_id: "user/name".
+        patterns: of the files' names.
+        subject, neither: see `hub_errors`.
+        revision, token, cache_dir, force_download, local_files_only: as in huggingface_hub.
+
+    Raises:
+        InputError: if there is no such repository or revision, no access, or neither cache nor network.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo_id, subject=subject, neither=neither):
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            allow_patterns=list(patterns),
+            library_name="tvmatch",
+        )
+    return Path(folder)
+
+
+def upload(
+    folder: Path, repo_id: str, *, private: bool = False, token: str | None = None, commit_message: str
+) -> str:
+    """Upload a folder's files as one commit.
+
+    Args:
+        folder: what to upload.
+        repo_id: "user/name"; the repository is made if it does not exist.
+        private: whether a new repository is.
+        token: of the Hub; by default that of `hf auth login`.
+        commit_message: of the commit.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        InputError: for a name that is none, no access, or a Hub that cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo_id):
+        api = HfApi(token=token, library_name="tvmatch")
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+    return str(address)
+
+
+def dataset_commit(name: str, *, subject: str | None = None, endpoint: str | None = None) -> str | None:
+    """The newest commit of a data set on the Hub, which is asked once, and not for long.
+
+    Args:
+        name: of the data set.
+        subject: see `hub_errors`.
+        endpoint: of the Hub; by default as HF_ENDPOINT says.
+
+    Raises:
+        InputError: if the Hub has no such data set, or cannot be asked.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(
+        name,
+        subject=subject,
+        neither="neither a local path nor a data set on the Hugging Face Hub",
+        address=f"https://huggingface.co/datasets/{name}",
+        hint="; HF_HUB_OFFLINE=1 uses an earlier download",
+    ):
+        return HfApi(endpoint=endpoint).dataset_info(name, timeout=_TIMEOUT).sha
+
+
+def check_repository_name(repo_id: str) -> None:
+    """Refuse what cannot be a repository of the Hub.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with hub_errors(repo_id):
+        validate_repo_id(repo_id)
+
+
+@contextmanager
+def hub_errors(
+    name: str,
+    *,
+    subject: str | None = None,
+    neither: str = _MODEL,
+    address: str | None = None,
+    hint: str = "",
+) -> Iterator[None]:
+    """What goes wrong between here and the Hub, as an `InputError`.
+
+    Args:
+        name: of the repository.
+        subject: the option that gives the name; by default the error is about the repository itself.
+        neither: what the name is not, if the Hub does not have it.
+        address: of the page where access is asked for; by default that of a model.
+        hint: what helps if the Hub cannot be reached.
+    """
+    from huggingface_hub import errors
+
+    def refusal(reason: str) -> InputError:
+        return InputError(name, reason) if subject is None else InputError(subject, f"{name!r} is {reason}")
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        page = address or f"https://huggingface.co/{name}"
+        raise refusal(f"gated; ask for access at {page}, then `hf auth login`") from None
+    except errors.HFValidationError:
+        no_name = "neither a folder here nor a name user/name on the Hub"
+        raise refusal(no_name if subject is None else neither) from None
+    except errors.RepositoryNotFoundError:
+        raise refusal(neither) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(name, "the Hub has no such revision of it") from None
+    except errors.LocalTokenNotFoundError:
+        raise InputError("token", "give a token of the Hub, or log in with `hf auth login`") from None
+    except Exception as error:  # of its HTTP client, which is another in each generation, or a full disk
+        reason = one_line(error)
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            reason = "it is not in the cache, and the Hub cannot be reached"
+        elif isinstance(error, errors.OfflineModeIsEnabled):
+            reason = "the Hub cannot be reached, HF_HUB_OFFLINE is set"
+        raise refusal(f"{neither} that can be reached ({reason}){hint}") from error
