@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tvmatch.condition import Condition
 
 import tvmatch
+from tvmatch.condition import Condition
 from tvmatch.data import Density
 from tvmatch.flow_map import FlowMap, Network, interpolate
 from tvmatch.objectives import Inputs, Loss, Objective, draw_condition, register_objective
