@@ -389,7 +389,7 @@ def test_what_is_no_pair(value: str, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     for option, expected in (
-        ("objective.guidance_weight", "finite and at least 1"),
+        ("objective.guidance_weight", "finite and at least 1 and at most 1,000,000"),
         ("optimizer.learning_rate", "finite and positive"),
     ):
         assert main(["train", "digits", f"--{option}=.inf"]) == 2
@@ -417,13 +417,16 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "network.depth": (["0"], ["1"]),
     "network.heads": (["0", "3"], ["1"]),
     "network.patch_size": (["0", "-2"], ["1"]),
-    "network.mlp_ratio": (["0", "-1", ".inf"], ["0.1"]),
+    "network.mlp_ratio": (["0", "-1", ".inf", "1e300"], ["0.1"]),
     "network.time_frequencies": (["0"], ["1"]),
     "objective.times.equal_probability": (["-0.1", "1.1", ".nan"], ["0", "1"]),
     "objective.times.gap": (["[0,0]", "[.nan,1]", "[0,.inf]"], ["[0,0.1]"]),
     "objective.times.t": (["[0,-1]"], ["[0,0.1]"]),
     "objective.times.s": (["[.inf,1]"], ["[0,0.1]"]),
-    "objective.guidance_weight": (["0.99", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"], ["1", "[1,2]"]),
+    "objective.guidance_weight": (
+        ["0.99", "1e39", "[0.5,2]", "[2,2]", "[3,2]", ".inf", "[1,.inf]"],
+        ["1", "1e6", "[1,2]"],
+    ),
     "objective.label_dropout": (["-0.1", "1.1", ".nan"], ["0", "1"]),
     "objective.target_ema": (["-0.1", "1", ".nan"], ["0", "0.999"]),
     "optimizer.learning_rate": (["0", "-1", ".inf", ".nan"], ["1e-9"]),
@@ -561,7 +564,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("network.depth", "3", "must be a whole number or null, got '3'"),
     ("network.qk_norm", "yes", "must be true or false, got 'yes'"),
     ("network.head", 2, "no such option; did you mean network.heads?"),
-    ("network", None, "must be a DiTConfig or an MLPConfig, got None"),
+    (
+        "network",
+        None,
+        "must be the configuration of a registered network (DiTConfig (dit), MLPConfig (mlp)), got",
+    ),
     ("seed", "1", "must be a whole number, got '1'"),
     ("sed", 1, "no such option; did you mean seed?"),
 ]

@@ -81,7 +81,7 @@ def test_the_comparison_sees_every_source_of_randomness(tmp_path: Path) -> None:
         "seed": lambda config: setattr(config, "seed", 1),
         "w": lambda config: setattr(config.objective, "guidance_weight", (1.5, 2.9)),
         "dropout": lambda config: setattr(config.objective, "label_dropout", 0.1),
-        "t = s": lambda config: setattr(config.times, "equal_probability", 0.0),
+        "t = s": lambda config: setattr(config.objective.times, "equal_probability", 0.0),
         "warm-up": lambda config: setattr(config.optimizer, "warmup_steps", 0),
         "decay": lambda config: setattr(config.optimizer, "decay_fraction", 0.0),
         "clip": lambda config: setattr(config.optimizer, "gradient_clip", None),

@@ -470,7 +470,7 @@ def test_a_network_must_fit_the_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="an MLP takes points"):
         tvmatch.train(config, images(), tmp_path / "run")
     config.network = None
-    with pytest.raises(InputError, match="network: must be a DiTConfig or an MLPConfig"):
+    with pytest.raises(InputError, match="network: must be the configuration of a registered network"):
         tvmatch.train(config, images(), tmp_path / "run")
     config.network = dataclasses.replace(TINY_DIT, hidden_size=4_000_000)
     with pytest.raises(InputError, match="network: too large for the memory of this machine"):

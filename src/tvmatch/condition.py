@@ -10,6 +10,8 @@ from tvmatch.errors import InputError
 
 Guidance = float | tuple[float, float]
 """A guidance weight w, or the range (low, high) of the weights that a network is trained for."""
+MOST_GUIDANCE = 1e6
+"""Weights are float32, and the loss divides by w²."""
 
 
 class Condition(NamedTuple):

@@ -1,6 +1,5 @@
 """The files of a model on disk: which checkpoint, its JSON, its tensors. Reading executes nothing."""
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tvmatch.condition import Guidance
+from tvmatch.condition import MOST_GUIDANCE, Guidance
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.files import expect_no_lfs_pointer, parse_json
@@ -39,7 +38,7 @@ def _read_spec(folder: Path) -> DataSpec:
 def guidance_from(numbers: Any) -> Guidance:
     """One weight, or a pair of them, from JSON; a TypeError or ValueError for anything else."""
     low, high = map(float, numbers if isinstance(numbers, list) else [numbers] * 2)
-    if not 1 <= low <= high < math.inf:
+    if not 1 <= low <= high <= MOST_GUIDANCE:
         raise ValueError(f"guidance {numbers}")
     return (low, high) if isinstance(numbers, list) else low
 

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from tvmatch.condition import Condition, Guidance, as_condition, expect_per_sample
+from tvmatch.condition import MOST_GUIDANCE, Condition, Guidance, as_condition, expect_per_sample
 from tvmatch.errors import InputError
 from tvmatch.flow_map import FlowMap, Network, expect_same_kind, interpolate, per_sample
 from tvmatch.objectives.base import Inputs, Loss, Objective, draw_condition
@@ -133,7 +133,8 @@ class TVM(Objective):
             self.guidance_weight = (self.guidance_weight[0], self.guidance_weight[1])
         weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
         for weight in weights:
-            require("objective.guidance_weight", weight, weight >= 1, "at least 1")
+            expected = f"at least 1 and at most {MOST_GUIDANCE:,.0f}"
+            require("objective.guidance_weight", weight, 1 <= weight <= MOST_GUIDANCE, expected)
         if len(weights) == 2 and weights[0] >= weights[-1]:
             raise InputError(
                 "objective.guidance_weight", f"must be [low, high] with low < high, got {list(weights)}"

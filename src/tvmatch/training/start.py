@@ -101,10 +101,15 @@ def untrained_network(config: Config, spec: DataSpec) -> BaseNetwork:
     No random state of the process takes part or changes, so threads may do this at the same time.
 
     Raises:
-        InputError: if it does not fit the data.
+        InputError: if it does not fit the data, or into memory.
     """
-    with torch.device("cpu"):  # whatever PyTorch's default is
-        return build_network(config.network, spec.shape, spec.class_count, config.seed)
+    try:
+        with torch.device("cpu"):  # whatever PyTorch's default is
+            return build_network(config.network, spec.shape, spec.class_count, config.seed)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "Storage size" not in str(error):
+            raise
+        raise InputError("network", "too large for the memory of this machine") from None
 
 
 def initial_state(
