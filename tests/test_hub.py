@@ -476,4 +476,4 @@ def test_one_client_for_data_autoencoders_and_extractors(
         load_autoencoder("me/model")
     about = reason.replace("{page}", "datasets/me/data")
     with pytest.raises(InputError, match=rf"^data\.path: 'me/data' {about}"):
-        open_images("me/data", "train")
+        open_images("me/data", "train", label_column=None)

@@ -15,7 +15,7 @@ import tvmatch
 ROOT = Path(tvmatch.__file__).parent
 
 # A room is a module or a package of `tvmatch`; `data.spec` is a room of its own, ahead of the other data.
-FOUNDATIONS = {"errors", "seeds", "files", "locks", "distributed", "hub_client"}
+FOUNDATIONS = {"errors", "seeds", "files", "locks", "distributed", "hub_client", "user_modules"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "seeds": set(),
@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "locks": {"errors"},
     "distributed": {"errors"},
     "hub_client": {"errors"},
+    "user_modules": set(),
     "joint_backward": set(),
     "dual": {"joint_backward"},
     "attention": {"dual"},

@@ -172,7 +172,10 @@ def test_a_name_belongs_to_one_objective() -> None:
 
 
 def test_a_configuration_of_an_objective_that_is_not_there(tmp_path: Path) -> None:
-    """Another process does not know it: one line, and nothing is imported by a file's leave."""
+    """Another process does not know it: one line, and nothing is imported by a file's leave.
+
+    With --import it goes on, to what is wrong next: these are not the digits.
+    """
     Trainer(config(TwoJumps(), steps=2), images(), tmp_path / "run", device="cpu").run()
     command = [sys.executable, "-m", "tvmatch", "train", "--resume", str(tmp_path / "run")]
     done = subprocess.run(

@@ -57,7 +57,7 @@ class InputError(ValueError):
 
 
 class NotRegisteredError(InputError):
-    """A file or configuration names a kind of network that no imported module registers."""
+    """A file or configuration names a network or an objective that no imported module registers."""
 
 
 class DataError(RuntimeError):

@@ -68,11 +68,15 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in parts)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
-    if origin is tuple and parts[-1] is ...:
+    if kind is Any:
+        return True
+    if origin is list or (origin is tuple and parts[-1] is ...):
         return isinstance(value, list | tuple) and all(_fits(x, parts[0]) for x in value)
     if origin is tuple:
         same_length = isinstance(value, list | tuple) and len(value) == len(parts)
         return same_length and all(_fits(x, part) for x, part in zip(value, parts, strict=True))
+    if origin is not None:  # of a type that options here have none of: what it holds is not looked at
+        return isinstance(value, origin)
     if isinstance(value, bool):  # which Python counts among the whole numbers
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
@@ -84,7 +88,7 @@ def _words(kind: Any) -> str:
         return f"one of {', '.join(map(repr, parts))}"
     if origin in (Union, types.UnionType):
         return " or ".join(map(_words, parts))
-    return _WORDS.get(kind) or f"a {kind.__name__}"
+    return _WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
 def require(name: str, value: float, condition: bool, expected: str) -> None:

@@ -274,7 +274,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
         device: where to put the network.
 
     Raises:
-        InputError: if the path holds no checkpoint of ours, a damaged one, or its network is not registered.
+        InputError: if the path holds no checkpoint of ours, a damaged one, or one of an unregistered network.
     """
     return of_newest(Path(path), lambda folder: _load(folder, device))
 

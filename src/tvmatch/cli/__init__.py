@@ -1,14 +1,15 @@
 """The command line: `tvmatch COMMAND …`, each in a module of its own."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 from tvmatch import __version__
 from tvmatch.cli.streams import printable_streams
 from tvmatch.distributed import ProcessError, is_reported_by_another, leave_last
-from tvmatch.errors import DataError, InputError
+from tvmatch.errors import DataError, InputError, NotRegisteredError
+from tvmatch.user_modules import import_module
 
 COMMANDS = {
     "train": "train a recipe, draw what it made, and measure it",
@@ -24,6 +25,7 @@ COMMANDS = {
 }
 
 _LONGEST = 2_000  # characters of an error, which may show a value of any length
+NETWORKS = ("train", "sample", "evaluate", "demo", "export", "info", "check")  # which take --import
 MODULES = {"import": "import_checkpoint"}  # where the command's name cannot be a module's
 
 HELP = f"""\
@@ -76,6 +78,8 @@ def _main(arguments: list[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
+    except NotRegisteredError as error:
+        return _fail(error, str(error.with_hint("--import MODULE does that")), 2)
     except InputError as error:
         return _fail(error, str(error), 2)
     except (DataError, ProcessError) as error:
@@ -90,11 +94,34 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    module = import_module(
-        f"tvmatch.cli.{MODULES.get(command, command)}"
-    )  # each command imports only what it needs
+    if command in NETWORKS:
+        arguments = _with_imports(arguments)
+    # Each command imports only what it needs.
+    module = importlib.import_module(f"tvmatch.cli.{MODULES.get(command, command)}")
     run: Callable[[list[str]], int] = module.run
     return run(arguments)
+
+
+def _with_imports(arguments: list[str]) -> list[str]:
+    """Import what --import names, before anything else is read; the other arguments."""
+    others, given = [], iter(arguments)
+    for argument in given:
+        option, equals, name = argument.partition("=")
+        if option != "--import":
+            others.append(argument)
+            continue
+        name = name if equals else next(given, "")
+        if not name or name.startswith("-"):
+            raise InputError("import", "name a module, --import MODULE")
+        try:
+            import_module(name)
+        except InputError as error:  # of registering a network or an objective
+            raise error.within(name) from None
+        except Exception as error:  # the user's own code
+            raise InputError(
+                "import", f"{name} cannot be imported ({type(error).__name__}: {error})"
+            ) from error
+    return others
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:

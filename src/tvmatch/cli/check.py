@@ -19,7 +19,7 @@ from tvmatch.check import (
     own_case,
     random_model,
 )
-from tvmatch.cli.options import DEVICE_HELP
+from tvmatch.cli.options import DEVICE_HELP, add_import_option
 from tvmatch.compilation import obstacle as obstacle_to_compilation
 from tvmatch.errors import InputError
 from tvmatch.models import PRESETS
@@ -53,6 +53,7 @@ def run(arguments: list[str]) -> int:
         default="tiny/2",
         help=f"a run folder, a checkpoint, or with random weights {', '.join(PRESETS)} (default: tiny/2)",
     )
+    add_import_option(parser)
     parsed = parser.parse_args(arguments)
 
     setting = _setting(parsed.device, parsed.dtype)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tvmatch.cli.options import add_import_option
 from tvmatch.condition import Guidance
 from tvmatch.data.spec import AutoencoderInfo
 from tvmatch.model_files import of_newest
@@ -14,6 +15,7 @@ def run(arguments: list[str]) -> int:
     """Print the facts of a checkpoint."""
     parser = OneLineParser(prog="tvmatch info", description="What a checkpoint holds.")
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
+    add_import_option(parser)
     facts = of_newest(Path(parser.parse_args(arguments).checkpoint), _facts)
     width = max(map(len, facts))
     for name, fact in facts.items():

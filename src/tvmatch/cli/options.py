@@ -1,5 +1,6 @@
 """Option types and arguments that several commands share."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -37,8 +38,19 @@ def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
         raise InputError(option, f"must be numbers like {example}, got {text!r}") from None
 
 
+def add_import_option(parser: OneLineParser) -> None:
+    """--import, for the help: `tvmatch.cli.main` takes it out and acts on it before a command runs."""
+    parser.add_argument(
+        "--import",
+        default=argparse.SUPPRESS,
+        metavar="MODULE",
+        help="a Python module of yours, installed or in this folder, that registers a network",
+    )
+
+
 def add_checkpoint_options(parser: OneLineParser) -> None:
-    """CHECKPOINT, --device and --autoencoder: what `load_model` takes."""
+    """CHECKPOINT, --device, --autoencoder and --import: what `load_model` needs."""
+    add_import_option(parser)
     parser.add_argument("checkpoint", type=str, help="a run folder (its newest checkpoint) or one checkpoint")
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument(

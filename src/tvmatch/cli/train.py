@@ -11,7 +11,14 @@ import yaml
 from rich.console import Console
 
 from tvmatch.cli import results
-from tvmatch.cli.options import DEVICE_HELP, load_data, load_decoder, run_config, run_folder
+from tvmatch.cli.options import (
+    DEVICE_HELP,
+    add_import_option,
+    load_data,
+    load_decoder,
+    run_config,
+    run_folder,
+)
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.distributed import refuse_several
 from tvmatch.errors import InputError
@@ -109,6 +116,7 @@ def run(arguments: list[str]) -> int:
         metavar="RUN",
         help="continue the run in this folder (default: --out), with its own configuration",
     )
+    add_import_option(parser)
     parser.add_argument("--dry_run", action="store_true", help="count parameters, FLOPs and memory alone")
     parser.add_argument("--world_size", type=int, default=1, help="GPUs of the dry run")
     add_defaults(parser, content, request.source)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvmatch.condition import Guidance
+from tvmatch.models import network_class_of
 from tvmatch.trained_model import TrainedModel
 
 TAGS = ("tvmatch", "terminal-velocity-matching", "flow-map", "one-step-generation")
@@ -107,12 +108,20 @@ def _usage(model: TrainedModel, name: str, pipeline: bool) -> str:
         result = "points" if model.spec.kind == "points" else "images"
         lines = [
             "import tvmatch",
+            *_imports_of(model),
             "",
             f'model = tvmatch.from_pretrained("{name}")',
             f"{result} = model.sample({argument}, steps=1, seed=0)",
         ]
     extra = '"tvmatch[latents]"' if pipeline or model.spec.kind == "latents" else "tvmatch"
     return f"`pip install {extra}`, then\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _imports_of(model: TrainedModel) -> list[str]:
+    """The import that loading a network from outside the package needs."""
+    kind = model.describe()["network"]["kind"]
+    module = network_class_of(model.network.config).__module__
+    return [] if module.startswith("tvmatch.") else [f"import {module}  # registers the network {kind}"]
 
 
 def _facts(model: TrainedModel) -> dict[str, str]:

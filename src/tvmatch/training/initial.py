@@ -1,5 +1,6 @@
 """Fine-tuning: a run that starts from the weights of a checkpoint instead of random ones."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def _expect_same_network(network: BaseNetwork, initial: str, model: TrainedModel
     other = model.network
     if type(other) is not type(network):
         raise InputError("initial", f"{initial} holds a {type(other).__name__}")
-    ours, theirs = network.architecture(), answers_of(other).architecture()
+    # As JSON holds them, which knows no tuples.
+    ours, theirs = (json.loads(json.dumps(dict(x.architecture()))) for x in (network, answers_of(other)))
     added = {part.field for part in network.additions if ours.get(part.field)}
     for name, value in ours.items():
         if value != theirs.get(name) and name not in added:

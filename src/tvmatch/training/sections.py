@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from tvmatch.data.config import DATA_KINDS
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, NotRegisteredError
 from tvmatch.models import config_class_of, network_kinds
 from tvmatch.objectives import objectives_by_name
 from tvmatch.training.config import Config
@@ -30,13 +30,15 @@ def section_class(section: str, kind: object) -> type[Any]:
     """The dataclass of a kind of a section.
 
     Raises:
-        InputError: if there is no such kind.
+        InputError: if there is no such kind; a NotRegisteredError where it could be registered.
     """
     kinds = section_kinds(section)
-    if not isinstance(kind, str) or kind not in kinds:
-        option = f"{section}.{KIND_OPTIONS[section]}"
-        raise InputError(option, f"must be one of {', '.join(kinds)}, got {kind!r}")
-    return kinds[kind]
+    if isinstance(kind, str) and kind in kinds:
+        return kinds[kind]
+    option, message = f"{section}.{KIND_OPTIONS[section]}", f"must be one of {', '.join(kinds)}, got {kind!r}"
+    if section == "data" or not isinstance(kind, str):
+        raise InputError(option, message)
+    raise NotRegisteredError(option, f"{message}; import the module that registers another first")
 
 
 def section_kind(section: str, value: Any) -> str | None:

@@ -1,10 +1,7 @@
 """Extractors of the user's own: any network or function that maps images to features."""
 
 import hashlib
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from tvmatch.errors import InputError
 from tvmatch.evaluation.extractors.base import Features, check_images, full_float32, one_line
+from tvmatch.user_modules import import_module
 
 
 class CustomExtractor:
@@ -84,10 +82,8 @@ def _imported(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise InputError("extractor", f"must be package.module:attribute, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does, but last: what is installed goes first
     try:
-        return attrgetter(attribute)(importlib.import_module(module_name))
+        return attrgetter(attribute)(import_module(module_name))
     except Exception as error:  # of the user's own code as well
         raise InputError("extractor", f"{name} cannot be imported: {one_line(error)}") from error
 
