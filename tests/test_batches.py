@@ -61,7 +61,8 @@ X, Y = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(1)), torch
         (Batch(X, Y[:5]), "it returned 5 labels for 8 elements"),
         (Batch(X, Y + 1), "labels must lie in 0 … 2, got 3"),
         (Batch(X, Y - 1), "labels must lie in 0 … 2, got -1"),
-        ((X, Y, Y), "must return a Batch of values and labels, got tuple"),
+        ((X, Y, Y, Y, Y), "must return a Batch of values and labels, got tuple"),
+        ((X, Y, X), "spec has embedding_size None, but some of its elements have embeddings"),
         (3, "must return a Batch of values and labels, got int"),
     ],
 )

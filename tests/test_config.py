@@ -567,7 +567,7 @@ WRONG: list[tuple[str, Any, str]] = [
     (
         "network",
         None,
-        "must be the configuration of a registered network (DiTConfig (dit), MLPConfig (mlp)), got",
+        "must be the configuration of a registered network (DiTConfig (dit), MLPConfig (mlp)",
     ),
     ("seed", "1", "must be a whole number, got '1'"),
     ("sed", 1, "no such option; did you mean seed?"),

@@ -176,7 +176,7 @@ def test_points_have_any_range_and_keep_their_units() -> None:
     assert dataset.spec == DataSpec("points", (2,), ("a", "b"), mean=(0.0, 0.0), std=(1.0, 1.0))
     scaled = TensorDataset(points, mean=[1, 2], std=[3, 4])
     assert (scaled.spec.mean, scaled.spec.std) == ((1, 2), (3, 4))
-    values, labels = dataset.take(2, 0)
+    values, labels, *_ = dataset.take(2, 0)
     assert labels is not None
     assert torch.equal(values[labels.argsort()], points.flip(0))
 
@@ -259,7 +259,7 @@ def test_labels_of_any_whole_numbers(kind: Any) -> None:
         labels.flags.writeable = False
     with warnings.catch_warnings(action="error"):
         dataset = TensorDataset(IMAGES, labels)
-    values, found = dataset.take(4, 0)
+    values, found, *_ = dataset.take(4, 0)
     assert dataset.spec.class_names == ("0", "1", "2")
     assert found is not None
     for value, label in zip(values, found, strict=True):
@@ -274,7 +274,7 @@ def rows_with_labels(*datasets: TensorDataset) -> list[tuple[float, ...]]:
     """Every image and its label as one sorted list: a multiset to compare."""
     rows = []
     for dataset in datasets:
-        values, labels = dataset.take(len(dataset), seed=0)
+        values, labels, *_ = dataset.take(len(dataset), seed=0)
         assert labels is not None
         rows += [
             (*image.flatten().tolist(), label) for image, label in zip(values, labels.tolist(), strict=True)
@@ -298,7 +298,7 @@ def test_digits_are_those_of_scikit_learn_in_two_parts_and_two_of_one_part() -> 
 @pytest.mark.parametrize("part", ["train", "held_out", "fit", "validation"])
 def test_digits_parts_hold_every_class_in_proportion(part: str) -> None:
     dataset = digits(part)  # type: ignore[arg-type]
-    _, labels = dataset.take(len(dataset), seed=0)
+    _, labels, *_ = dataset.take(len(dataset), seed=0)
     assert labels is not None
     share = np.bincount(load_digits().target) * len(dataset) / 1797
     # Rounding to whole images moves a count by at most one, twice for a part of a part.

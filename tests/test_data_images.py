@@ -63,7 +63,7 @@ def load(path: Path | str, **options: Any) -> ImageDataset:
 
 def everything(dataset: ImageDataset) -> dict[tuple[float, ...], int]:
     """All images, as tuples of pixels, with their labels (−1 without)."""
-    values, labels = dataset.take(len(dataset), seed=0)
+    values, labels, *_ = dataset.take(len(dataset), seed=0)
     numbers = [-1] * len(values) if labels is None else labels.tolist()
     return dict(zip(map(tuple, values.flatten(1).tolist()), numbers, strict=True))
 
@@ -216,7 +216,7 @@ def test_the_camera_s_orientation_is_applied(tmp_path: Path) -> None:
 def test_an_epoch_holds_every_image_once_with_its_label(folder: Path) -> None:
     dataset = load(folder, label_column="label")
     order = epoch_indices(7, 0, 7, seed=4)
-    values, labels = dataset.batch(step=0, size=7, seed=4)
+    values, labels, *_ = dataset.batch(step=0, size=7, seed=4)
     assert labels is not None
     assert (values.dtype, labels.dtype) == (torch.float32, torch.int64)
     in_file_order = torch.stack([as_tensor(noise(number)) for number in range(7)])

@@ -98,7 +98,7 @@ def reader(path: Path, split: str = "train", label_column: str | None = "label")
 
 def in_order(dataset: ImageDataset) -> tuple[NDArray[np.uint8], list[int] | None]:
     """All pixels and labels in the order of the rows."""
-    values, labels = dataset._select(torch.arange(len(dataset)))
+    values, labels, *_ = dataset._select(torch.arange(len(dataset)))
     return (values * 255).round().byte().numpy(), None if labels is None else labels.tolist()
 
 

@@ -226,7 +226,7 @@ class RealDigits:
 
     def __init__(self, split: str, shuffled: bool = False) -> None:
         dataset = digits(split)  # type: ignore[arg-type]
-        self.images, self.labels = dataset.take(len(dataset), 1)
+        self.images, self.labels, *_ = dataset.take(len(dataset), 1)
         self.shuffled = shuffled
         self.calls: list[tuple[tuple[int, ...], int, int]] = []
 

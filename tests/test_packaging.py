@@ -57,9 +57,12 @@ def test_contents(wheel: Path) -> None:
     assert any(name.endswith("/LICENSE") for name in names)
 
 
-def test_the_version_has_one_home() -> None:
+def test_the_version_has_one_home(wheel: Path) -> None:
+    """The wheel's is the package's; pyproject.toml has none of its own."""
+    assert wheel.name.split("-")[1] == tvmatch.__version__
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == tvmatch.__version__
+    assert project["dynamic"] == ["version"]
+    assert "version" not in project
 
 
 def test_it_runs_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
