@@ -78,7 +78,11 @@ def test_peak_of_a_real_step(chosen: Config, spec: DataSpec) -> None:
 @pytest.mark.parametrize(
     ("chosen", "spec"),
     [
-        (config(replace(SMALL, depth=1), recompute="blocks", compile=True), IMAGES),
+        pytest.param(
+            config(replace(SMALL, depth=1), recompute="blocks", compile=True),
+            IMAGES,
+            marks=pytest.mark.exhaustive,  # half a minute
+        ),
         (config(MLPConfig(depth=2), weight=1.0, batch_size=256, compile=True), POINTS),
     ],
     ids=["blocks", "points"],

@@ -14,6 +14,7 @@ from tvmatch.condition import Condition
 from tvmatch.data import DataSpec
 from tvmatch.data.base import Batch, distinct_indices, epoch_indices
 from tvmatch.errors import InputError
+from tvmatch.flow_map import FlowMap
 from tvmatch.models import register_network
 from tvmatch.objectives import TVM
 from tvmatch.seeds import RowDraws
@@ -218,3 +219,21 @@ def test_samples_of_another_size_are_refused(tmp_path: Path) -> None:
         model.sample(Condition(embeddings=vectors), count=3)
     with pytest.raises(InputError, match=r"objective\.label_dropout: must be positive"):
         Trainer(config(label_dropout=0.0), Captions(), tmp_path / "other", device="cpu")
+
+
+def test_distillation(tmp_path: Path) -> None:
+    """The teacher is asked with the embeddings; its guided velocity is the student's target."""
+    data = Captions()
+    Trainer(config(guidance_weight=1.0), data, tmp_path / "teacher", device="cpu").run()
+    made = config(teacher=str(tmp_path / "teacher"), label_dropout=0.0)
+    trainer = Trainer(made, data, tmp_path / "student", device="cpu")
+    batch = data.take(8, 0)
+    velocity = FlowMap(tvmatch.load(tmp_path / "teacher").network, scaled=True).velocity
+    s = torch.full((8,), 0.4)
+    weight = torch.full((8,), 2.0)
+    told = FlowMap(trainer.target, scaled=True).velocity(
+        batch.values, s, batch.condition._replace(guidance_weight=weight)
+    )
+    guided = 2 * velocity(batch.values, s, batch.condition) - velocity(batch.values, s)
+    torch.testing.assert_close(told, guided, rtol=1e-5, atol=1e-6)  # a division and a product by w
+    trainer.run()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tvmatch.condition import Guidance
+from tvmatch.condition import Condition, Guidance
 from tvmatch.data.spec import DataSpec, agree
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
@@ -42,19 +42,22 @@ class GuidedTeacher(nn.Module):
         s: Tensor | Dual,
         labels: Tensor | None = None,
         guidance_weight: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """u(x, s, c, w) / k(w); t is not used. Arguments as in `flow_map.Network`, without tangents."""
         assert isinstance(x, Tensor)
         assert isinstance(s, Tensor)
+        condition = Condition(labels, None, embeddings, mask)
         if guidance_weight is None:
-            return self.flow_map.velocity(x, s, labels)
+            return self.flow_map.velocity(x, s, condition)
         weight = per_sample(guidance_weight, x)
         if not self.combines:
-            velocity = self.flow_map.velocity(x, s, labels, guidance_weight)
-        elif labels is None:
+            velocity = self.flow_map.velocity(x, s, condition._replace(guidance_weight=guidance_weight))
+        elif condition.is_unconditional:
             velocity = self.flow_map.velocity(x, s)
         else:
-            conditional, unconditional = self.flow_map.velocity(x, s, labels), self.flow_map.velocity(x, s)
+            conditional, unconditional = self.flow_map.velocity(x, s, condition), self.flow_map.velocity(x, s)
             velocity = torch.lerp(unconditional, conditional, weight.to(conditional.dtype))
         return velocity / weight if self.scaled else velocity
 
