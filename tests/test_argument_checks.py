@@ -19,7 +19,7 @@ from tvmatch.models import JVPNetwork
 from tvmatch.objectives import flow_matching_loss, tvm_loss
 from tvmatch.sampling import sample_trajectory
 from tvmatch.trained_model import TrainedModel
-from tvmatch.training.teacher import GuidedTeacher
+from tvmatch.training.distillation import GuidedTeacher
 
 InputError = tvmatch.InputError
 BATCH, SHAPE, CLASSES = 4, (3, 2, 2), 3

@@ -31,7 +31,7 @@ from tvmatch.evaluation import (
     frechet_distance,
     generation,
     metrics_table,
-    transport,
+    wasserstein,
     wasserstein2,
     write_metrics,
 )
@@ -205,7 +205,7 @@ class TestWasserstein:
         assert wasserstein2(a, a + torch.tensor([3e-4, 4e-4])) == pytest.approx(5e-4, rel=1e-6)
 
     def test_an_unfinished_solution_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(transport, "_MAX_ITERATIONS", 10)
+        monkeypatch.setattr(wasserstein, "_MAX_ITERATIONS", 10)
         with pytest.raises(RuntimeError, match="not solved"):
             wasserstein2(normal(0, 100, 2), normal(1, 100, 2))
 

@@ -32,7 +32,7 @@ from tvmatch.evaluation import (
     frechet_distance,
     inception_score,
     load_reference,
-    manifold,
+    precision_and_recall,
     precision_recall,
     statistics,
 )
@@ -144,7 +144,7 @@ class TestPrecisionRecall:
     @pytest.mark.parametrize("block", [4, 7, 4096])
     @pytest.mark.parametrize("k", [1, 3])
     def test_against_brute_force(self, k: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(manifold, "_BLOCK", block)
+        monkeypatch.setattr(precision_and_recall, "_BLOCK", block)
         generated, real = 0.6 * normal(2, 40, 3) + 0.5, normal(3, 33, 3)
         to_real = cdist(generated, real)
         # Sorted, each row begins with the distance to itself.

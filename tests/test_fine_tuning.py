@@ -19,8 +19,8 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.models import DiT, DiTConfig
 from tvmatch.objectives import tvm_loss
 from tvmatch.training import Config, Trainer
+from tvmatch.training.distillation import GuidedTeacher
 from tvmatch.training.step import draw_inputs
-from tvmatch.training.teacher import GuidedTeacher
 
 LABELS = "conditioning.label.weight"
 

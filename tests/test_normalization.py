@@ -14,8 +14,8 @@ from tvmatch.data.latents import LatentDataset
 from tvmatch.data.spec import AutoencoderInfo, DataSpec, agree
 from tvmatch.errors import InputError
 from tvmatch.training import Trainer
+from tvmatch.training.distillation import expect_same_data
 from tvmatch.training.recipes import recipe
-from tvmatch.training.teacher import expect_same_data
 
 SHORT = {"mean": (0.86488, -0.27787, 0.21617, 0.37384), "std": (4.85504, 5.31922, 3.93725, 3.98700)}
 

@@ -22,7 +22,7 @@ from tvmatch.errors import InputError
 from tvmatch.evaluation.extractors import load_extractor
 from tvmatch.evaluation.frechet import fit_gaussian, frechet_distance
 from tvmatch.evaluation.inception_score import inception_score
-from tvmatch.evaluation.manifold import precision_recall
+from tvmatch.evaluation.precision_and_recall import precision_recall
 
 CPU = torch.device("cpu")
 

@@ -35,7 +35,7 @@ from tvmatch.training import (
     recipe_names,
     resolve_device,
 )
-from tvmatch.training.initial import network_section
+from tvmatch.training.fine_tuning import network_section
 from tvmatch.training.recipes import (
     add_defaults,
     config_parser,

@@ -6,13 +6,13 @@ from tvmatch.evaluation.frechet import GaussianStatistics, fit_gaussian, frechet
 from tvmatch.evaluation.image_metrics import evaluate_features
 from tvmatch.evaluation.images import evaluate_images
 from tvmatch.evaluation.inception_score import InceptionScore, inception_score
-from tvmatch.evaluation.manifold import PrecisionRecall, precision_recall
 from tvmatch.evaluation.points import evaluate_points
+from tvmatch.evaluation.precision_and_recall import PrecisionRecall, precision_recall
 from tvmatch.evaluation.reference import load_reference
 from tvmatch.evaluation.reference_files import Reference
 from tvmatch.evaluation.report import features_table, metrics_table, write_metrics
 from tvmatch.evaluation.statistics import RunningGaussian
-from tvmatch.evaluation.transport import wasserstein2
+from tvmatch.evaluation.wasserstein import wasserstein2
 
 __all__ = [
     "Extractor",

@@ -25,8 +25,8 @@ from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.frechet import frechet_distance
 from tvmatch.evaluation.generation import Progress, check_steps
 from tvmatch.evaluation.inception_score import inception_score
-from tvmatch.evaluation.manifold import precision_recall
 from tvmatch.evaluation.numbered import LabelsFrom, numbered_samples, sample_labels
+from tvmatch.evaluation.precision_and_recall import precision_recall
 from tvmatch.evaluation.provenance import provenance_line, provenance_of
 from tvmatch.evaluation.reference_files import Reference
 from tvmatch.trained_model import TrainedModel

@@ -9,7 +9,7 @@ import torch
 from tvmatch.data.base import Dataset
 from tvmatch.errors import InputError
 from tvmatch.evaluation.generation import Progress, Sampler, check_steps, generate
-from tvmatch.evaluation.transport import wasserstein2
+from tvmatch.evaluation.wasserstein import wasserstein2
 from tvmatch.seeds import fold
 
 

@@ -30,7 +30,8 @@ from tvmatch.training.checkpoint import (
 )
 from tvmatch.training.config import Config
 from tvmatch.training.diagnostics import modulation_norms, tangent_norms
-from tvmatch.training.initial import start_from
+from tvmatch.training.distillation import GuidedTeacher, load_teacher
+from tvmatch.training.fine_tuning import start_from
 from tvmatch.training.log import RunLog
 from tvmatch.training.non_finite import NonFiniteError
 from tvmatch.training.previews import draw_samples
@@ -47,7 +48,6 @@ from tvmatch.training.start import (
     untrained_network,
 )
 from tvmatch.training.step import StepResult, draw_inputs, training_step
-from tvmatch.training.teacher import GuidedTeacher, load_teacher
 
 
 class Trainer:

@@ -14,7 +14,7 @@ from tvmatch.model_files import of_newest, read_json
 from tvmatch.models.base import BaseNetwork, answers_of
 from tvmatch.trained_model import TrainedModel, load
 from tvmatch.training.config import Config
-from tvmatch.training.teacher import expect_same_data, known_classes, same_classes
+from tvmatch.training.distillation import expect_same_data, known_classes, same_classes
 
 
 def network_section(path: str | Path) -> dict[str, Any]:
