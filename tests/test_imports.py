@@ -38,8 +38,10 @@ ALLOWED: dict[str, set[str]] = {
     "model_files": FOUNDATIONS | {"data.spec", "condition"},
     "trained_model": FOUNDATIONS
     | {"dual", "models", "condition", "flow_map", "sampling", "data.spec", "model_files"},
+    "loading": FOUNDATIONS | {"data", "model_files", "trained_model"},
     "interop": FOUNDATIONS
     | {
+        "loading",
         "dual",
         "models",
         "condition",
@@ -92,6 +94,7 @@ LIGHT_ROOMS = {
     "data.spec",
     "model_files",
     "trained_model",
+    "loading",
     "interop",
     "theory",
     "check",

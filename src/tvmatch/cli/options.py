@@ -9,8 +9,8 @@ from tvmatch.data.base import Dataset
 from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.model_files import find_checkpoint
-from tvmatch.trained_model import Decoder, TrainedModel, load
+from tvmatch.loading import load_with_decoder
+from tvmatch.trained_model import Decoder, TrainedModel
 from tvmatch.training import CONFIG_NAME, Config, resolve_device
 from tvmatch.training.recipes import OneLineParser, parse_config, read_yaml
 
@@ -79,27 +79,8 @@ def add_label_options(parser: OneLineParser) -> None:
 
 
 def load_model(checkpoint: str | Path, device: str, autoencoder: str | None = None) -> TrainedModel:
-    """A trained model ready to sample; one of latents comes with its autoencoder, on the same device.
-
-    Args:
-        checkpoint: a run folder or a checkpoint.
-        device: "auto", or a PyTorch device name.
-        autoencoder: where to load it from; by default the one that the latents were made with.
-
-    Raises:
-        InputError: if something is missing, or the autoencoder is another than the latents'.
-    """
-    model = load(checkpoint, resolve_device(device))
-    expected = model.spec.autoencoder
-    if expected is None and autoencoder is not None:
-        raise InputError("autoencoder", f"{checkpoint} generates {model.spec.kind} data, which need none")
-    if expected is not None:
-        from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
-
-        beside = find_checkpoint(Path(checkpoint)) / "vae"  # in a folder exported for the Hub
-        source = autoencoder or (str(beside) if beside.is_dir() else expected.source)
-        model.decoder = load_autoencoder(source, model.device, expected=expected)
-    return model
+    """`load_with_decoder` on a device as `resolve_device` names it."""
+    return load_with_decoder(checkpoint, resolve_device(device), autoencoder)
 
 
 def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:

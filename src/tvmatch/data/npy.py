@@ -5,7 +5,7 @@ Shapes: `C` channels, `H`, `W` rows and columns of pixels, `h`, `w` of latents.
 
 import io
 import math
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def latents_shape(content: bytes) -> tuple[int, ...] | None:
     if not is_npy(content):
         return None
     try:
-        shape, _, dtype = _header(io.BytesIO(content))
+        shape, dtype, _ = read_header(io.BytesIO(content))
     except Exception:  # ValueError, and what Python's tokenizer raises for a damaged header
         return None
     return shape if dtype.kind == "f" else None
@@ -84,14 +84,31 @@ def moments_of_npy(content: bytes) -> NDArray[np.float32]:
     return moments
 
 
-def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type; leaves `file` at the first number."""
+class NpyHeader(NamedTuple):
+    """What an array in an NPY file claims to be; `by_columns` is NumPy's Fortran order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    by_columns: bool = False
+
+
+def read_header(file: IO[bytes]) -> NpyHeader:
+    """The header of an NPY file; leaves `file` at the first number.
+
+    Raises:
+        ValueError: for another version or a negative length. A damaged header raises whatever Python's
+            tokenizer does.
+    """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"NPY version {version[0]}.{version[1]} is not supported")  # is for names of columns
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, by_columns, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"NPY version {version[0]}.{version[1]} is not supported")  # is for names of columns
+    if min(shape, default=0) < 0:
+        raise ValueError(f"an array of {dtype} {shape} cannot be")
+    return NpyHeader(shape, dtype, by_columns)
 
 
 def _read(content: bytes) -> NDArray[Any]:
@@ -100,12 +117,10 @@ def _read(content: bytes) -> NDArray[Any]:
     `numpy.load` would allocate what is claimed before it reads.
     """
     file = io.BytesIO(content)
-    shape, fortran_order, dtype = _header(file)
-    if dtype.kind not in "biuf" or min(shape, default=0) < 0:
+    shape, dtype, by_columns = read_header(file)
+    if dtype.kind not in "biuf":
         raise ValueError(f"an array of {dtype} {shape} holds neither pixels nor latents")
     claimed, there = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
     if claimed != there:
         raise ValueError(f"an array of {dtype} {shape} takes {claimed} bytes, there are {there}")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(
-        shape, order="F" if fortran_order else "C"
-    )
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if by_columns else "C")

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from tvmatch.data.latents import NO_LABEL, Moments
+from tvmatch.data.running_moments import merge_means
 from tvmatch.files import parse_json, replacing
 
 _SCHEMA = pa.schema([("mean", pa.binary()), ("std", pa.binary()), ("label", pa.int64())])
@@ -56,13 +56,10 @@ class ChannelSums:
         return cls(mean.shape[1], tuple(centre.tolist()), tuple(squares.tolist()))
 
     def plus(self, other: "ChannelSums") -> "ChannelSums":
-        """Of both parts together (Chan, Golub & LeVeque 1979)."""
-        count = self.count + other.count
-        own, mean = np.array(self.mean), np.array(other.mean)
-        squares = np.array(self.squares) + np.array(other.squares)
-        squares += (mean - own) ** 2 * (self.count * other.count / count)
-        total: NDArray[np.float64] = own + (mean - own) * (other.count / count)
-        return ChannelSums(count, tuple(total.tolist()), tuple(squares.tolist()))
+        """Of both parts together."""
+        merged = merge_means(self.count, np.array(self.mean), other.count, np.array(other.mean))
+        squares = np.array(self.squares) + np.array(other.squares) + merged.shift**2 * merged.weight
+        return ChannelSums(merged.total, tuple(merged.mean.tolist()), tuple(squares.tolist()))
 
     @property
     def std(self) -> tuple[float, ...]:

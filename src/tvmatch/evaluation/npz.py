@@ -6,20 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmatch.data.npy import NpyHeader, read_header
 from tvmatch.errors import InputError
 from tvmatch.files import expect_no_lfs_pointer
-
-
-class ArrayKind(NamedTuple):
-    """What an array claims to be."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
 
 
 class NpzReader:
@@ -40,7 +33,7 @@ class NpzReader:
         expect_no_lfs_pointer(path)
         with self._readable():
             self._archive = zipfile.ZipFile(path)
-        self._kinds: dict[str, tuple[ArrayKind, bool]] = {}
+        self._kinds: dict[str, NpyHeader] = {}
         with self._readable():
             for name in self._archive.namelist():
                 if name.endswith(".npy"):
@@ -62,9 +55,9 @@ class NpzReader:
         """Of the arrays, in the order of the file."""
         return tuple(self._kinds)
 
-    def kind(self, name: str) -> ArrayKind:
+    def kind(self, name: str) -> NpyHeader:
         """Shape and type of an array."""
-        return self._kinds[name][0]
+        return self._kinds[name]
 
     def array(self, name: str) -> NDArray[np.generic]:
         """A whole array."""
@@ -75,7 +68,7 @@ class NpzReader:
     @contextmanager
     def rows(self, name: str) -> Iterator[Callable[[range], NDArray[np.generic]]]:
         """A function that reads consecutive rows of an array; the next ones must not lie before the last."""
-        (shape, dtype), by_columns = self._kinds[name]
+        shape, dtype, by_columns = self._kinds[name]
         if by_columns:
             raise InputError(
                 self._subject,
@@ -83,7 +76,7 @@ class NpzReader:
             )
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         with self._archive.open(f"{name}.npy") as stream:
-            _read_header(stream)
+            read_header(stream)
             start = stream.tell()
 
             def read(numbers: range) -> NDArray[np.generic]:
@@ -94,10 +87,10 @@ class NpzReader:
 
             yield read
 
-    def _header(self, member: str) -> tuple[ArrayKind, bool]:
+    def _header(self, member: str) -> NpyHeader:
         """What an array claims to be, once its size in the file agrees."""
         with self._archive.open(member) as stream:
-            kind, by_columns = _read_header(stream)
+            kind = read_header(stream)
             stored = self._archive.getinfo(member).file_size - stream.tell()
         if kind.dtype.hasobject:
             raise InputError(
@@ -106,7 +99,7 @@ class NpzReader:
         claimed = math.prod(kind.shape) * kind.dtype.itemsize
         if claimed != stored:
             raise ValueError(f"{member} has {stored} bytes, its shape {kind.shape} needs {claimed}")
-        return kind, by_columns
+        return kind
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -117,14 +110,3 @@ class NpzReader:
         except Exception as error:  # a dozen kinds, of zipfile, zlib, struct, tokenize and NumPy
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(self._subject, f"{self._path}: not a readable .npz file ({reason})") from error
-
-
-def _read_header(stream: IO[bytes]) -> tuple[ArrayKind, bool]:
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the .npy format")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read(stream)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the shape {shape}")
-    return ArrayKind(tuple(shape), dtype), by_columns

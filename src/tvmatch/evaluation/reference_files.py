@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tvmatch.data.npy import NpyHeader
 from tvmatch.errors import InputError
 from tvmatch.evaluation.collection import FeatureSizes
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.frechet import GaussianStatistics
-from tvmatch.evaluation.npz import ArrayKind, NpzReader
+from tvmatch.evaluation.npz import NpzReader
 from tvmatch.files import parse_json, replacing
 from tvmatch.interop.pickles import CONTAINERS, NUMPY_ARRAYS, restricted_load
 
@@ -111,7 +112,7 @@ def read_npz(
     if "mu_s" in file and sizes.spatial is not None:
         spatial = _read_statistics(file, path, "mu_s", "sigma_s", sizes.spatial)
     if "provenance" in file and "features" in file:
-        shape_, dtype = file.kind("features")
+        shape_, dtype, _ = file.kind("features")
         if dtype != np.float32 or len(shape_) != 2 or shape_[1] != sizes.pooled:
             raise InputError("reference", f"{path}: its features are {dtype} of shape {shape_}")
         vectors = torch.from_numpy(file.array("features"))
@@ -119,7 +120,7 @@ def read_npz(
 
 
 def _own_provenance(file: NpzReader, path: Path) -> dict[str, Any]:
-    shape, dtype = file.kind("provenance")
+    shape, dtype, _ = file.kind("provenance")
     try:
         if shape != () or dtype.kind != "U":
             raise ValueError("no text")
@@ -146,7 +147,7 @@ def _read_statistics(
     return checked_statistics(file.array(mean), file.array(covariance), str(path))
 
 
-def _check_kind(kind: ArrayKind, shape: tuple[int, ...], what: str) -> None:
+def _check_kind(kind: NpyHeader, shape: tuple[int, ...], what: str) -> None:
     if kind.shape != shape:
         raise InputError(
             "reference", f"{what} has shape {kind.shape}, the extractor's features make it {shape}"
@@ -178,7 +179,7 @@ def checked_statistics(mean: NDArray[Any], covariance: NDArray[Any], what: str) 
     return GaussianStatistics(mu, (sigma + sigma.T) / 2)
 
 
-def check_batch(file: NpzReader, path: Path, shape: tuple[int, ...]) -> ArrayKind:
+def check_batch(file: NpzReader, path: Path, shape: tuple[int, ...]) -> NpyHeader:
     """What the images `arr_0` of an ADM batch are, if they fit samples of `shape`, (C, H, W).
 
     Raises:
@@ -224,7 +225,7 @@ def read_pickle(path: Path, extractor: Extractor, sizes: FeatureSizes) -> Refere
         array = entry.get(name)
         if not isinstance(array, np.ndarray):
             raise InputError("reference", f"{path}: its entry {key!r} has no array {name!r}")
-        _check_kind(ArrayKind(array.shape, array.dtype), shape, f"{path}: {name}")
+        _check_kind(NpyHeader(array.shape, array.dtype), shape, f"{path}: {name}")
         arrays[name] = array
     provenance = {
         "source": str(path),

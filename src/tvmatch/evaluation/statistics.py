@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tvmatch.data.running_moments import merge_means
 from tvmatch.errors import InputError
 from tvmatch.evaluation.frechet import GaussianStatistics
 
@@ -38,13 +39,9 @@ class Moments:
 class RunningGaussian:
     """Mean and covariance of vectors that come in parts.
 
-    Two parts a and b with mean μ and scatter matrix M join by (Chan, Golub and LeVeque 1979)
-
-        δ = μ_b − μ_a,  n = n_a + n_b,  μ = μ_a + (n_b / n) δ,  M = M_a + M_b + (n_a n_b / n) δ δᵀ
-
-    which loses no digits where the mean is large beside the spread, as Σ x xᵀ − n μ μᵀ would. 50,000 vectors
-    of 2,048 features take 4e11 operations, half a minute of a CPU core. The matrix M is made when there are
-    more vectors than features; until then rows R with M = Rᵀ R are kept, which are fewer numbers.
+    Parts join as `merge_means` says. 50,000 vectors of 2,048 features take 4e11 operations, half a minute of
+    a CPU core. The scatter matrix M is made when there are more vectors than features; until then rows R with
+    M = Rᵀ R are kept, which are fewer numbers.
 
     Args:
         features: d.
@@ -120,14 +117,12 @@ class RunningGaussian:
 
     def _add(self, count: int, mean: Tensor, centred: Tensor) -> None:
         """Add `count` vectors of this mean whose scatter matrix is centredᵀ centred, or a part of it is."""
-        total = self._count + count
-        shift = mean - self._mean
-        between = shift * (self._count * count / total) ** 0.5
+        merged = merge_means(self._count, self._mean, count, mean)
+        between = merged.shift * merged.weight**0.5
         self._rows.append(torch.cat([centred, between[None]]))  # δ δᵀ in the same matrix product
         if len(self._scatter) or sum(map(len, self._rows)) > len(self._mean):
             self._make_matrix()
-        self._mean += shift * (count / total)
-        self._count = total
+        self._count, self._mean = merged.total, merged.mean
 
     def _make_matrix(self) -> None:
         """The scatter matrix of the rows so far, in their place."""

@@ -17,14 +17,14 @@ from tvmatch.errors import InputError
 from tvmatch.files import new_folder, parse_json
 from tvmatch.hub_client import check_repository_name, download, upload
 from tvmatch.interop.model_card import model_card
-from tvmatch.trained_model import TrainedModel, load
+from tvmatch.loading import AUTOENCODER, load_with_decoder
+from tvmatch.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tvmatch.data.autoencoder import Autoencoder
 
-AUTOENCODER = "vae"  # a folder, called as in a pipeline
 MODEL_FILES = (
     "model.json",
     "model.safetensors",
@@ -211,14 +211,4 @@ def from_pretrained(
         folder = download(str(name), MODEL_FILES, revision=revision, token=token)
     elif revision is not None:
         raise InputError("revision", f"{name} is a folder, which has no revisions, got {revision!r}")
-    model = load(folder, device)
-    expected = model.spec.autoencoder
-    if expected is None and autoencoder is not None:
-        raise InputError("autoencoder", f"{name} generates {model.spec.kind} data, which need none")
-    if expected is not None:
-        from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
-
-        beside = folder / AUTOENCODER
-        source = autoencoder or (str(beside) if beside.is_dir() else expected.source)
-        model.decoder = load_autoencoder(source, device, expected=expected)
-    return model
+    return load_with_decoder(folder, device, autoencoder)
