@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from training_contenders import Case, accelerate
 
 from tvmatch.dual import Dual
-from tvmatch.models import layers
+from tvmatch.models import BaseNetwork, layers
 from tvmatch.models.dit import DiTBlock, DiTSize
 
 
@@ -84,9 +84,20 @@ def bytes_of_a_token(
     return (held[1] - held[0]) / tokens
 
 
+class OneBlock(BaseNetwork):
+    """A block as the network that recomputation is applied to."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def dual_blocks(self) -> list[nn.Module]:
+        """The block."""
+        return [self.block]
+
+
 def _accelerate_block(block: nn.Module, *, recompute: str = "none", compiled: bool = False) -> None:
-    network = nn.Module()
-    network.blocks = nn.ModuleList([block])
+    network = OneBlock(block)
     accelerate(network, recompute=recompute)
     if compiled:
         accelerate(block, compiled=True)

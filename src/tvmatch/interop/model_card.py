@@ -1,7 +1,9 @@
 """The README of a model on the Hugging Face Hub: what it is, how to use it, its figures and provenance."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tvmatch.condition import Guidance
@@ -121,6 +123,8 @@ def _imports_of(model: TrainedModel) -> list[str]:
     """The import that loading a network from outside the package needs."""
     kind = model.describe()["network"]["kind"]
     module = network_class_of(model.network.config).__module__
+    if module == "__main__":  # the program that trained it
+        module = Path(sys.argv[0]).stem or "its_module"
     return [] if module.startswith("tvmatch.") else [f"import {module}  # registers the network {kind}"]
 
 
