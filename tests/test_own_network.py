@@ -276,6 +276,41 @@ def test_a_constructor_that_reads_values(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path).sample(), model.sample())
 
 
+class Tied(nn.Module):
+    """Two names for one tensor, tensors that are not contiguous, and a buffer that is a part of another."""
+
+    def __init__(
+        self, config: PlainConfig, shape: tuple[int, ...], class_count: int, *, seed: int | None = None
+    ) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.first.weight.data = self.first.weight.data.t()
+        self.last.weight = self.first.weight
+        factors = torch.linspace(0, 1, 8)
+        self.register_buffer("factors", factors)
+        self.register_buffer("evens", factors[::2])
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        hidden = self.first(x.flatten(1)) + (self.factors.sum() - self.evens.sum()) * s[:, None]
+        return self.last(torch.tanh(hidden)).view_as(x)
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path: Path) -> None:
+    """Which safetensors refuses to write, after all of the training."""
+    register_network("tied", PlainConfig, Tied)
+    made = config()
+    made.network = PlainConfig()
+    whole = Trainer(made, images(), tmp_path / "whole", device="cpu").run()
+    Trainer(made, images(), tmp_path / "parts", device="cpu").run(until=2)
+    resumed = Trainer(made, images(), tmp_path / "parts", device="cpu", resume=tmp_path / "parts")
+    assert resumed.state.network.first.weight is resumed.state.network.last.weight
+    resumed.run()
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    loaded = load(tmp_path / "whole")
+    assert loaded.network.first.weight is loaded.network.last.weight
+    assert torch.equal(loaded.sample(count=3), whole.sample(count=3))
+
+
 @pytest.mark.parametrize("width", [10**9, 2**70])
 def test_a_description_of_any_depth(width: int, tmp_path: Path) -> None:
     """It is refused before hours are spent on building what it asks for."""

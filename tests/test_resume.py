@@ -133,7 +133,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
     def send(step: int, batch: Batch) -> None:
         if step == 4:
             signal.raise_signal(signal.SIGINT)
-            monkeypatch.setattr(checkpoint, "save_file", lambda *_: signal.raise_signal(signal.SIGINT))
+            monkeypatch.setattr(checkpoint, "save_tensors", lambda *_: signal.raise_signal(signal.SIGINT))
 
     with pytest.raises(KeyboardInterrupt):
         Trainer(every_switch(), Disturbed(images(), send), tmp_path / "run").run()
@@ -175,7 +175,7 @@ def die_at_step(last):
     step = loop.training_step
     loop.training_step = lambda *a: die() if a[5] == last else step(*a)
 
-def die_writing(tensors, path, save=checkpoint.save_file):
+def die_writing(tensors, path, save=checkpoint.save_tensors):
     save(tensors, path)
     if "step_0000006" in str(path):
         os.truncate(path, path.stat().st_size // 2)
@@ -205,7 +205,7 @@ def apply(place):
     elif place == "between checkpoints":
         die_at_step(4)
     elif place == "writing the weights":
-        checkpoint.save_file = die_writing
+        checkpoint.save_tensors = die_writing
     elif place == "writing the facts":
         Path.write_text = die_writing_json
     elif place == "before the checkpoint gets its name":

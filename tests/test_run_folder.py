@@ -225,7 +225,7 @@ def test_disk_full_at_any_file_of_a_checkpoint(
         )
     else:
         module = "tvmatch.trained_model" if what == "model.safetensors" else "tvmatch.training.checkpoint"
-        monkeypatch.setattr(f"{module}.save_file", full)
+        monkeypatch.setattr(f"{module}.save_tensors", full)
     with pytest.raises(InputError, match=r"step_0000004: cannot be saved \(.*No space.*step_0000003$"):
         Trainer(tiny_config(), images(), tmp_path, resume=tmp_path).run(until=4)
     monkeypatch.undo()

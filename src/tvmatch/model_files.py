@@ -1,12 +1,12 @@
 """The files of a model on disk: which checkpoint, its JSON, its tensors. Reading executes nothing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tvmatch.condition import MOST_GUIDANCE, Guidance
@@ -103,6 +103,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(path, "missing") from None
     except (OSError, SafetensorError) as error:
         raise InputError(path, f"truncated or not a safetensors file ({error})") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; tied weights and views are written whole, since the format takes neither."""
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    save_file(own, path)
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tvmatch.condition import Condition, Guidance
@@ -27,6 +26,7 @@ from tvmatch.model_files import (
     of_newest,
     read_json,
     read_tensors,
+    save_tensors,
 )
 from tvmatch.models.base import BaseNetwork, answers_of
 from tvmatch.models.loading import allocated, unallocated
@@ -262,7 +262,7 @@ class TrainedModel:
             TypeError: if the network is not of a registered kind, or the provenance is not JSON.
         """
         text = json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n"
-        save_file(dict(self.network.state_dict()), folder / "model.safetensors")
+        save_tensors(self.network.state_dict(), folder / "model.safetensors")
         (folder / "model.json").write_text(text, encoding="utf-8")
 
 

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tvmatch import seeds
 from tvmatch.errors import InputError
-from tvmatch.model_files import load_tensors, read_json, read_tensors
+from tvmatch.model_files import load_tensors, read_json, read_tensors, save_tensors
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training.ema import ParameterAverage
 
@@ -89,7 +88,7 @@ def save_checkpoint(
             shutil.rmtree(left)
         partial.mkdir(parents=True)
         model.save(partial)
-        save_file(_tensors(state), partial / "training.safetensors")
+        save_tensors(_tensors(state), partial / "training.safetensors")
         facts = {"format": FORMAT, "step": state.step, "seconds": state.seconds, "build": build}
         (partial / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
@@ -171,7 +170,7 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in moments:
                 tensors[f"{moment}/{name}"] = moments[moment]
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
 def _expect_groups(groups: dict[str, dict[str, Tensor]], state: TrainingState, source: Path) -> None:
@@ -192,7 +191,7 @@ def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], so
                 raise InputError(
                     source, f"{moment}/{name} is missing, or of another shape or type than the parameter"
                 )
-            moments[moment] = tensor.to(parameter.device)
+            moments[moment] = torch.empty_like(parameter).copy_(tensor)  # in memory as AdamW reads it
         steps = torch.tensor(float(state.step), dtype=torch.float32, device=_step_device(state, parameter))
         state.optimizer.state[parameter] = {"step": steps, **moments}
 
