@@ -54,7 +54,7 @@ class Residual(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="the run folder")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (1,500 take a minute)")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (1,500 take 15 seconds)")
     options = parser.parse_args()
 
     config = tvmatch.recipe("gaussians")

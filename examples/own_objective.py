@@ -51,7 +51,7 @@ class WeightedFlowMatching(Objective):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="the run folder")
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (1,000 take a minute)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (1,000 take 20 seconds)")
     options = parser.parse_args()
 
     config = tvmatch.recipe("gaussians")

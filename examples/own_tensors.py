@@ -28,7 +28,7 @@ def squares_and_bars(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="the run folder")
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps (600 take a minute)")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps (600 take 50 seconds)")
     options = parser.parse_args()
 
     images, labels = squares_and_bars(512)

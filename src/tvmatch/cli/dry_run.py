@@ -75,9 +75,7 @@ def expected_spec(config: Config) -> DataSpec:
     if isinstance(data, DensityData):
         return _spec((2,), 0)
     if isinstance(data, ImagesData):
-        size = data.resolution
-        height, width = (size, size) if isinstance(size, int) else size
-        return _spec((data.channels, height, width), 0 if data.label_column is None else 1)
+        return _spec(data.shape, 0 if data.label_column is None else 1)
     if isinstance(data, LatentsData):
         missing = [f"data.{name}" for name in ("shape", "class_count") if getattr(data, name) is None]
         if data.shape is None or data.class_count is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmatch.condition import Guidance
-from tvmatch.models import network_class_of
+from tvmatch.models import kind_of, network_class_of
 from tvmatch.trained_model import TrainedModel
 
 TAGS = ("tvmatch", "terminal-velocity-matching", "flow-map", "one-step-generation")
@@ -121,11 +121,14 @@ def _usage(model: TrainedModel, name: str, pipeline: bool) -> str:
 
 def _imports_of(model: TrainedModel) -> list[str]:
     """The import that loading a network from outside the package needs."""
-    kind = model.describe()["network"]["kind"]
     module = network_class_of(model.network.config).__module__
     if module == "__main__":  # the program that trained it
         module = Path(sys.argv[0]).stem or "its_module"
-    return [] if module.startswith("tvmatch.") else [f"import {module}  # registers the network {kind}"]
+    return (
+        []
+        if module.startswith("tvmatch.")
+        else [f"import {module}  # registers the network {kind_of(model.network.config)}"]
+    )
 
 
 def _facts(model: TrainedModel) -> dict[str, str]:
