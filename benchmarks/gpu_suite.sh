@@ -27,10 +27,10 @@ export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 GOMP_
 
 if [ "$DEVICE" = cpu ]; then
     DTYPE=float32 TRAINING_STEPS=30 QUICK=--quick
-    TESTS=(tests/test_attention_kernels.py -k "value_alone or large_logits or views")
+    TESTS=(tests/attention/test_attention_kernels.py -k "value_alone or large_logits or views")
 else
     DTYPE=bfloat16 TRAINING_STEPS=300 QUICK=
-    TESTS=(tests/test_attention_kernels.py) # on the GPU where there is one
+    TESTS=(tests/attention/test_attention_kernels.py) # on the GPU where there is one
     # Most of their time is compilation, by one core a process.
     "$PYTHON" -c 'import xdist' 2> /dev/null && TESTS+=(-n 8)
     if ! "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then

@@ -20,15 +20,14 @@ import common
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tvmatch.acceleration import accelerate
+from tvmatch.config.schema import Config, TrainingConfig
 from tvmatch.data.base import Batch
 from tvmatch.data.spec import DataSpec
+from tvmatch.dry_run.estimate import estimate
 from tvmatch.models import DiTConfig
 from tvmatch.objectives import TVM
-from tvmatch.training.acceleration import accelerate
-from tvmatch.training.checkpoint import TrainingState
-from tvmatch.training.config import Config, TrainingConfig
-from tvmatch.training.estimate import estimate
-from tvmatch.training.start import initial_state
+from tvmatch.training.state import TrainingState, initial_state
 from tvmatch.training.step import draw_inputs, training_step
 
 GB = 1e9

@@ -1,13 +1,9 @@
 """Training steps of one network by several ways: ours, and PyTorch's own `torch.func.jvp`."""
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,29 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import tvmatch
+from tvmatch.acceleration import accelerate
 from tvmatch.attention import attention_reference
 from tvmatch.dual import Dual
 from tvmatch.models import DiT, DiTConfig, layers
+from tvmatch.models.ema import ParameterAverage
 from tvmatch.objectives import tvm_loss
 from tvmatch.objectives.times import TimesConfig, sample_times
 from tvmatch.seeds import RowDraws
-
-
-def _part_of_training(name: str) -> ModuleType:
-    """A module of `tvmatch.training` alone: the package needs libraries for logging, a step does not."""
-    path = Path(tvmatch.__file__).parent / "training" / f"{name}.py"
-    specification = importlib.util.spec_from_file_location(f"tvmatch_training_{name}", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-accelerate = _part_of_training("acceleration").accelerate
-ParameterAverage = _part_of_training("ema").ParameterAverage
 
 
 @dataclass(frozen=True)
@@ -85,7 +66,7 @@ class Way(NamedTuple):
         jvp: by `torch.func.jvp` of the network on plain tensors instead of Duals.
         attention: for `jvp`, what stands for attention: the plain "reference", or PyTorch's "math".
         compiled: by `torch.compile`; for `jvp` the whole loss, with the jvp inside, else as training does it.
-        recompute: of `tvmatch.training.acceleration.accelerate`.
+        recompute: of `tvmatch.acceleration.accelerate`.
     """
 
     name: str

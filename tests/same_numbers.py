@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTOGRAPHS = ROOT / "tests" / "data" / "photographs"
+PHOTOGRAPHS = ROOT / "tests" / "files" / "photographs"
 STEPS_200 = ["--training.steps=200", "--training.sample_every=100", "--training.checkpoint_every=100"]
 LATENTS = """\
 data: {latents: latents, shape: [4, 8, 8], class_count: 4, mean: null, std: null, autoencoder: null}

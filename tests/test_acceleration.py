@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from tvmatch import acceleration
+from tvmatch.acceleration import Recompute, accelerate
+from tvmatch.config import recipe
 from tvmatch.data.digits import digits
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
 from tvmatch.objectives import tvm_loss
-from tvmatch.training import Trainer, acceleration, recipe
-from tvmatch.training.acceleration import Recompute, accelerate
+from tvmatch.training import Trainer
 from tvmatch.training.non_finite import NonFiniteError
 
 KINDS = ["DiT", "DiT without everything", "MLP of classes, in three dimensions"]

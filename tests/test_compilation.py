@@ -9,11 +9,12 @@ from torch import Tensor
 
 from tvmatch import compilation, dual
 from tvmatch.compilation import Case, require_right_compilation
+from tvmatch.config import recipe
 from tvmatch.data.digits import digits
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.models import DiTConfig
-from tvmatch.training import Trainer, recipe
+from tvmatch.training import Trainer
 
 CPU = torch.device("cpu")
 

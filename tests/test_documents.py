@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tvmatch.cli import COMMANDS
-from tvmatch.training import recipe_names
+from tvmatch.config import recipe_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import randomize_
+from image_files import PHOTOGRAPHS
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch import Tensor
@@ -23,14 +24,13 @@ import tvmatch
 from tvmatch.cli import main
 from tvmatch.cli.options import load_model
 from tvmatch.data import LatentsData
-from tvmatch.data.latents import LatentsInfo
+from tvmatch.data.latents.dataset import LatentsInfo
 from tvmatch.errors import InputError
 from tvmatch.interop import network_from_authors
-from tvmatch.model_files import read_tensors
 from tvmatch.models import DiT
 from tvmatch.trained_model import TrainedModel
+from tvmatch.trained_model.files import read_tensors
 
-PHOTOGRAPHS = Path(__file__).parent / "data" / "photographs"
 NAMES = ["astronaut", "cat", "coffee", "rocket"]
 TINY = [
     "--network.preset=null",

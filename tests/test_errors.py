@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tvmatch.data.image_reader import open_images
+from tvmatch.data.images.reader import open_images
 from tvmatch.data.read_ahead import read_ahead
 from tvmatch.errors import InputError, arguments_named, name_of
 from tvmatch.sampling import time_grid

@@ -1,10 +1,12 @@
-"""Imports point one way: which room may see which, read from the source, and what `import tvmatch` loads."""
+"""Imports point one way, as docs/architecture.md has it, and `import tvmatch` loads little."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,92 +15,43 @@ import pytest
 import tvmatch
 
 ROOT = Path(tvmatch.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
-# A room is a module or a package of `tvmatch`; `data.spec` is a room of its own, ahead of the other data.
-FOUNDATIONS = {"errors", "seeds", "files", "locks", "distributed", "hub_client", "user_modules"}
-ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "seeds": set(),
-    "files": {"errors"},
-    "locks": {"errors"},
-    "distributed": {"errors"},
-    "hub_client": {"errors"},
-    "user_modules": set(),
-    "joint_backward": set(),
-    "dual": {"joint_backward"},
+# Parts that import only these of `tvmatch`, besides themselves.
+APART = {
+    "dual": set(),
     "attention": {"dual"},
-    "models": {"dual", "attention", "errors", "seeds"},
-    "compilation": FOUNDATIONS | {"dual", "attention"},
-    "option_checks": {"errors"},
-    "condition": {"errors"},
-    "flow_map": {"dual", "errors", "condition"},
-    "objectives": FOUNDATIONS | {"dual", "condition", "flow_map", "option_checks"},
-    "sampling": FOUNDATIONS | {"dual", "condition", "flow_map"},
-    "data.spec": {"errors"},
-    "model_files": FOUNDATIONS | {"data.spec", "condition"},
-    "trained_model": FOUNDATIONS
-    | {"dual", "models", "condition", "flow_map", "sampling", "data.spec", "model_files"},
-    "loading": FOUNDATIONS | {"data", "model_files", "trained_model"},
-    "interop": FOUNDATIONS
-    | {
-        "loading",
-        "dual",
+    "safe_pickle": {"errors", "storage"},
+    "theory": {"errors", "flow_map"},
+    "objectives": {"errors", "seeds", "condition", "flow_map", "option_checks"},
+    "evaluation/metrics": {"errors", "data"},
+}
+# No file of the first imports the second.
+STRANGERS = [("training", "evaluation"), ("evaluation", "training"), ("generation", "evaluation")]
+# The parts that need, beside the standard library, only these packages; and files that may need another.
+LIGHT = {"torch", "numpy", "safetensors"}
+LIGHT_PARTS = [
+    *("errors", "seeds", "user_modules", "storage", "distributed", "devices", "option_checks", "dual"),
+    *(
+        "attention",
         "models",
+        "compilation",
+        "acceleration",
         "condition",
         "flow_map",
+        "objectives",
         "sampling",
-        "data.spec",
-        "data",
-        "model_files",
-        "trained_model",
-    },
-    "diffusers": {"errors", "interop"},
-    "theory": FOUNDATIONS | {"dual", "flow_map"},
-    "data": FOUNDATIONS | {"data.spec", "condition"},
-    "pictures": FOUNDATIONS,
-}
-CORE = set(ALLOWED) - {"pictures"}
-ALLOWED["check"] = CORE
-ALLOWED["demo"] = CORE | {"pictures"}
-ALLOWED["training"] = CORE | {"pictures"}
-ALLOWED["evaluation"] = CORE | {"pictures"}
-ALLOWED["cli"] = CORE | {"pictures", "check", "demo", "training", "evaluation", ""}
-ALLOWED["__main__"] = {"cli"}
-# The package itself: what it shows, and what it imports when first asked for.
-ALLOWED[""] = {"dual", "errors", "trained_model", "interop", "training"}
-
-# Beside the standard library.
-LIGHT = {"torch", "numpy", "safetensors"}
-# Files of a light room that are there for another package.
+    ),
+    *("theory", "trained_model", "safe_pickle", "interop", "check", ""),
+]
 OTHERS = {
-    "hub_client.py": {"huggingface_hub"},
+    "storage/hub.py": {"huggingface_hub"},
+    "attention/launch.py": {"triton"},
     "interop/hub.py": {"PIL"},
     "interop/model_card.py": {"huggingface_hub"},
-    "interop/diffusers_pipeline.py": {"diffusers"},
-    "interop/diffusers_transformer.py": {"diffusers"},
-    "interop/pipeline_checks.py": {"diffusers"},
-}
-KERNELS = {"triton"}  # inside `attention`, where the next test says by which files
-LIGHT_ROOMS = {
-    *FOUNDATIONS,
-    "joint_backward",
-    "dual",
-    "attention",
-    "models",
-    "compilation",
-    "option_checks",
-    "condition",
-    "flow_map",
-    "objectives",
-    "sampling",
-    "data.spec",
-    "model_files",
-    "trained_model",
-    "loading",
-    "interop",
-    "theory",
-    "check",
-    "",
+    "interop/diffusers/pipeline.py": {"diffusers"},
+    "interop/diffusers/transformer.py": {"diffusers"},
+    "interop/diffusers/checks.py": {"diffusers"},
 }
 # Of these PyTorch itself may load the second kind.
 NEVER = {"triton", "torchvision", "diffusers"}
@@ -140,48 +93,90 @@ def imports(file: Path) -> Iterator[Import]:
                 yield Import(file, node.lineno, name if own else str(node.module))
 
 
-def room_of_module(module: str) -> str:
-    """`tvmatch.models.dit` is in room `models`, `tvmatch` itself in room ``."""
-    parts = module.split(".")[1:]
-    return "data.spec" if parts[:2] == ["data", "spec"] else parts[0] if parts else ""
+def part_of_module(module: str) -> str:
+    """`tvmatch.models.dit` belongs to `models`, `tvmatch` itself to ``."""
+    return (module.split(".")[1:] or [""])[0]
 
 
-def room_of_file(file: Path) -> str:
+def module_of(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
-    return room_of_module(".".join(["tvmatch", *(part for part in parts if part != "__init__")]))
+    return ".".join(["tvmatch", *(part for part in parts if part != "__init__")])
+
+
+def own_imports(file: Path) -> list[Import]:
+    return [found for found in imports(file) if found.module.split(".")[0] == "tvmatch"]
+
+
+@cache
+def order() -> tuple[str, ...]:
+    """The parts in the order of the page's table, lowest first; the package itself and `__main__` last."""
+    rows = re.findall(r"^\| (`.*?`) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    parts = tuple(name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row))
+    return (*parts, "", "__main__")
+
+
+def test_the_page_names_every_part() -> None:
+    there = {part_of_module(module_of(file)) for file in files()}
+    assert there | {"recipes"} == set(order())
+    assert len(order()) == len(set(order()))
 
 
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_one_way(file: Path) -> None:
-    room = room_of_file(file)
-    own = [found for found in imports(file) if found.module.split(".")[0] == "tvmatch"]
-    wrong = [str(found) for found in own if room_of_module(found.module) not in ALLOWED[room] | {room}]
-    assert not wrong, f"room {room!r} may import {sorted(ALLOWED[room])}"
+    part = part_of_module(module_of(file))
+    below = {part, *order()[: order().index(part)]}
+    if part == "cli":
+        below.add("")  # the version
+    wrong = [str(found) for found in own_imports(file) if part_of_module(found.module) not in below]
+    assert not wrong, f"{part} may import {sorted(below)}"
 
 
-def test_the_map_of_rooms_has_no_cycles() -> None:
-    """What may be imported never leads back; the package itself stands above all but the command line."""
-    done: set[str] = set()
-    while len(done) < len(ALLOWED):
-        ready = {room for room, allowed in ALLOWED.items() if room not in done and allowed <= done}
-        assert ready, f"a cycle among {sorted(set(ALLOWED) - done)}"
-        done |= ready
-    assert "evaluation" not in ALLOWED["training"]
-    assert "training" not in ALLOWED["evaluation"]
+def test_no_two_files_import_each_other() -> None:
+    """Directly or indirectly, imports inside functions and for type checkers included."""
+    graph = {module_of(file): {found.module for found in own_imports(file)} for file in files()}
+    graph["tvmatch"] = set()  # what it shows is imported when it is asked for
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" ← ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("room", sorted(LIGHT_ROOMS))
-def test_the_core_needs_pytorch_numpy_and_safetensors_alone(room: str) -> None:
-    own = [file for file in files() if room_of_file(file) == room]
-    assert own, "the room is empty or was renamed"
-    allowed = LIGHT | {"tvmatch"} | sys.stdlib_module_names | (KERNELS if room == "attention" else set())
-    found = [
-        item
-        for file in own
-        for item in imports(file)
-        if item.module.split(".")[0] not in allowed | OTHERS.get(str(file.relative_to(ROOT)), set())
-    ]
-    assert not found, [str(item) for item in found]
+def test_folders_have_at_most_sixteen_files_of_at_most_three_hundred_lines() -> None:
+    folders = {file.parent for file in files()}
+    crowded = {str(folder): len(list(folder.glob("*.py"))) for folder in folders}
+    assert {folder: count for folder, count in crowded.items() if count > 16} == {}
+    lengths = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files()}
+    assert {file: length for file, length in lengths.items() if length > 300} == {}
+
+
+@pytest.mark.parametrize("folder", APART)
+def test_parts_that_stand_apart(folder: str) -> None:
+    own = [file for file in files() if str(file.relative_to(ROOT)).startswith(folder)]
+    assert own
+    allowed = APART[folder] | {folder.split("/")[0]}
+    wrong = [str(found) for file in own for found in own_imports(file)]
+    assert [text for text in wrong if part_of_module(text.rpartition(" ")[2]) not in allowed] == []
+
+
+@pytest.mark.parametrize(("part", "other"), STRANGERS)
+def test_strangers(part: str, other: str) -> None:
+    own = [file for file in files() if part_of_module(module_of(file)) == part]
+    found = [str(item) for file in own for item in own_imports(file) if part_of_module(item.module) == other]
+    assert own
+    assert not found
+
+
+@pytest.mark.parametrize("part", LIGHT_PARTS)
+def test_the_core_needs_pytorch_numpy_and_safetensors_alone(part: str) -> None:
+    own = [file for file in files() if part_of_module(module_of(file)) == part]
+    assert own, "the part is empty or was renamed"
+    found = []
+    for file in own:
+        name = str(file.relative_to(ROOT))
+        kernels = {"triton"} if name.startswith("attention/kernels/") else set()
+        allowed = LIGHT | {"tvmatch"} | sys.stdlib_module_names | OTHERS.get(name, set()) | kernels
+        found += [str(item) for item in imports(file) if item.module.split(".")[0] not in allowed]
+    assert not found
 
 
 def test_only_the_kernels_and_their_launcher_import_triton() -> None:
@@ -199,7 +194,7 @@ def test_only_the_kernels_and_their_launcher_import_triton() -> None:
         if item.module.startswith(("tvmatch.attention.launch", "tvmatch.attention.kernels"))
     }
     others = {name for name in loaded_by if not name.startswith("attention/")}
-    assert not others, "the operators are the door to the kernels"
+    assert not others, "only attention imports the kernels"
 
 
 def test_import_loads_no_heavy_package() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tvmatch
 from tvmatch.condition import Condition
+from tvmatch.config import Config
 from tvmatch.data import DataSpec
 from tvmatch.data.base import Batch, distinct_indices, epoch_indices
 from tvmatch.errors import InputError
@@ -18,7 +19,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.models import register_network
 from tvmatch.objectives import TVM
 from tvmatch.seeds import RowDraws
-from tvmatch.training import Config, Trainer
+from tvmatch.training import Trainer
 
 LENGTH, SIZE = 3, 4
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tvmatch
-from tvmatch.training import recipe_names
+from tvmatch.config import recipe_names
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,7 +24,7 @@ TOLERANCE = 1e-8
 
 @pytest.fixture(scope="module")
 def case() -> dict[str, Tensor]:
-    return load_file(Path(__file__).parent / "data" / "case_a.safetensors")
+    return load_file(Path(__file__).parent / "files" / "case_a.safetensors")
 
 
 def part(case: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tvmatch.config import recipe
 from tvmatch.models import DiTConfig
-from tvmatch.training import recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 def run_tests(python: str, folder: Path) -> tuple[bool, str]:
     """Whether all tests passed, and how many did."""
-    files = [f"tests/{name}.py" for name in TESTS]
+    files = [str(next(ROOT.glob(f"tests/**/{name}.py")).relative_to(ROOT)) for name in TESTS]
     command = [
         python,
         "-m",

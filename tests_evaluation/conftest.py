@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "data" / "photographs"
+PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "files" / "photographs"
 LIVING = 12  # of 2,048 features in the file `few_features`
 
 

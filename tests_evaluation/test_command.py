@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tvmatch.cli import main
 from tvmatch.data.spec import DataSpec
-from tvmatch.evaluation.collection import to_bytes
 from tvmatch.evaluation.extractors import load_extractor
+from tvmatch.generation.uint8 import to_bytes
 from tvmatch.models import DiT, DiTConfig
 from tvmatch.seeds import generator
 from tvmatch.trained_model import TrainedModel

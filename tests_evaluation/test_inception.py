@@ -20,9 +20,9 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from tvmatch.errors import InputError
 from tvmatch.evaluation.extractors import load_extractor
-from tvmatch.evaluation.frechet import fit_gaussian, frechet_distance
-from tvmatch.evaluation.inception_score import inception_score
-from tvmatch.evaluation.precision_and_recall import precision_recall
+from tvmatch.evaluation.metrics.frechet import fit_gaussian, frechet_distance
+from tvmatch.evaluation.metrics.inception_score import inception_score
+from tvmatch.evaluation.metrics.precision_and_recall import precision_recall
 
 CPU = torch.device("cpu")
 

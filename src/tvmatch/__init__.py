@@ -11,9 +11,9 @@ from tvmatch.errors import InputError
 from tvmatch.trained_model import TrainedModel, load
 
 if TYPE_CHECKING:
+    from tvmatch.config import recipe as recipe
     from tvmatch.interop.hub import from_pretrained as from_pretrained
     from tvmatch.interop.hub import push_to_hub as push_to_hub
-    from tvmatch.training import recipe as recipe
     from tvmatch.training import train as train
 
 __version__ = "0.1.0"
@@ -35,8 +35,12 @@ def __getattr__(name: str) -> Any:
         from tvmatch.interop import hub
 
         return getattr(hub, name)
-    if name in ("recipe", "train"):
+    if name == "recipe":
+        from tvmatch import config
+
+        return config.recipe
+    if name == "train":
         from tvmatch import training
 
-        return getattr(training, name)
+        return training.train
     raise AttributeError(f"module 'tvmatch' has no attribute {name!r}")

@@ -21,8 +21,8 @@ from torch import Tensor
 from tvmatch import attention, dual
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
-from tvmatch.files import replacing
 from tvmatch.seeds import generator
+from tvmatch.storage.files import replacing
 
 # A gradient that is lost or taken from elsewhere is off by about its own size. Rounding leaves 1e-3 at most,
 # that of TF32 included.

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
 from tvmatch.attention import norms
+from tvmatch.attention.native import pytorch_attention
 from tvmatch.attention.refusals import (
     RefuseWrongDerivatives,
     refuse_checkpoint,
@@ -25,8 +26,6 @@ from tvmatch.attention.refusals import (
     refusing_script,
 )
 
-# PyTorch's own, also while the name in `F` stands for another.
-pytorch_attention = F.scaled_dot_product_attention
 _pytorch_checkpoint_function = checkpoint.CheckpointFunction
 _pytorch_fastpath_enabled = torch.backends.mha.get_fastpath_enabled
 

@@ -3,14 +3,13 @@
 Found by comparing every operator in PyTorch's own table of sample inputs (`torch.testing`'s `op_db`, 2.13)
 with finite differences, the tangent and the gradient through it, and by reading the table of derivatives that
 comes with PyTorch:
-
-- rules that read what the operator saved (a factorisation, the statistics of a batch) as if it were constant:
-  the tangent is right, gradients through it, and second tangents, are not;
-- rules that are wrong: `cholesky_inverse`, `triangular_solve`;
+- rules that treat what the operator saved (a factorisation, the statistics of a batch) as constant: the
+  tangent is right, gradients through it and second tangents are not;
+- wrong rules: `cholesky_inverse`, `triangular_solve`;
 - no rule, and a tangent of zero: Bessel and Airy functions, products by `scatter_reduce`, float8 products,
   and operators registered with `torch.library`, which have no way to bring a rule.
 
-Everything else that PyTorch cannot differentiate raises by itself.
+All else that PyTorch cannot differentiate raises by itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -51,9 +50,7 @@ def _multiplies(arguments: Sequence[Any], options: dict[str, Any]) -> bool:
     return "prod" in (options.get("reduce"), *arguments[4:5])
 
 
-_DETERMINANT = _Refusal(
-    _GRADIENTS, "use the diagonal of torch.linalg.lu_factor(A), or of torch.linalg.cholesky(A)"
-)
+_DETERMINANT = _Refusal(_GRADIENTS, "use the diagonal of torch.linalg.lu_factor(A) or cholesky(A)")
 _SOLVE = _Refusal(_GRADIENTS, "use torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B)")
 _HOUSEHOLDER = _Refusal(_GRADIENTS, "use torch.linalg.qr, or products with I − τ v vᵀ")
 _BATCH = _Refusal(_GRADIENTS, "use group_norm or layer_norm", _is_training)

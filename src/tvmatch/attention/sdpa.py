@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvmatch.attention import attention, forward_mode
+from tvmatch.attention import forward_mode
 from tvmatch.attention.arguments import MAX_HEAD_DIM
+from tvmatch.attention.dispatch import attention
 from tvmatch.attention.reference import softmax_of_visible
 from tvmatch.attention.refusals import hides_tangent
 

@@ -21,12 +21,11 @@ from tvmatch.check import (
 )
 from tvmatch.cli.options import DEVICE_HELP, add_import_option
 from tvmatch.compilation import obstacle as obstacle_to_compilation
+from tvmatch.config.parser import OneLineParser
+from tvmatch.devices import resolve_device, resolve_precision
 from tvmatch.errors import InputError
 from tvmatch.models import PRESETS
 from tvmatch.trained_model import TrainedModel, load
-from tvmatch.training import resolve_device
-from tvmatch.training.recipes import OneLineParser
-from tvmatch.training.start import resolve_precision
 
 DESCRIPTION = """\
 Compare what this machine computes with float64 on its CPU: attention's value, tangent and gradients; the

@@ -5,8 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tvmatch.cli import options
+from tvmatch.config.parser import OneLineParser
 from tvmatch.errors import InputError
-from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
 A page to look at a checkpoint: choose class, seed, numbers of steps, and guidance where the model takes

@@ -5,14 +5,14 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
+from tvmatch.acceleration import Recompute
+from tvmatch.config.schema import Config
+from tvmatch.data.config import ImagesData
 from tvmatch.data.spec import DataSpec
-from tvmatch.errors import InputError
+from tvmatch.dry_run.estimate import Estimate, estimate, rows_at_a_time
+from tvmatch.dry_run.expected_data import expected_spec
+from tvmatch.dry_run.tracker import FORWARD
 from tvmatch.models import network_class_of
-from tvmatch.training.acceleration import Recompute
-from tvmatch.training.config import Config
-from tvmatch.training.estimate import Estimate, estimate, rows_at_a_time
-from tvmatch.training.observer import FORWARD
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "pointwise", "blocks")
 Choice = tuple[Recompute, bool]
@@ -58,41 +58,6 @@ def run(config: Config, world_size: int) -> int:
     console.print()
     console.print(NOT_COUNTED, highlight=False, soft_wrap=True)
     return 0
-
-
-def expected_spec(config: Config) -> DataSpec:
-    """Shape and number of classes of a configuration's data, as far as it says so without reading them.
-
-    Images with labels count as one class, since their classes are in the data; a class is one row of a
-    table, C parameters.
-
-    Raises:
-        InputError: if a configuration of latents does not say what it expects, or data come from Python.
-    """
-    data = config.data
-    if isinstance(data, DigitsData):
-        return _spec((1, 8, 8), 10)
-    if isinstance(data, DensityData):
-        return _spec((2,), 0)
-    if isinstance(data, ImagesData):
-        return _spec(data.shape, 0 if data.label_column is None else 1)
-    if isinstance(data, LatentsData):
-        missing = [f"data.{name}" for name in ("shape", "class_count") if getattr(data, name) is None]
-        if data.shape is None or data.class_count is None:
-            raise InputError(
-                ", ".join(missing),
-                "a dry run reads no data: say what they hold, such as "
-                "--data.shape=[4,32,32] --data.class_count=1000",
-            )
-        return _spec(tuple(data.shape), data.class_count)
-    raise InputError("data", "a dry run needs a recipe's data section")
-
-
-def _spec(shape: tuple[int, ...], class_count: int) -> DataSpec:
-    """Numbers of the network's units; the kind of the data changes nothing in a step."""
-    names = tuple(str(k) for k in range(class_count)) or None
-    kind = "points" if len(shape) == 1 else "image"
-    return DataSpec(kind, shape, names, (0.0,) * shape[0], (1.0,) * shape[0])  # type: ignore[arg-type]
 
 
 def _facts(config: Config, spec: DataSpec, world_size: int, counted: Estimate) -> list[str]:

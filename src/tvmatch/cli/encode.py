@@ -17,20 +17,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from tvmatch.cli.options import DEVICE_HELP
-from tvmatch.data.autoencoder import load_autoencoder
+from tvmatch.config.parser import OneLineParser
+from tvmatch.config.recipes import recipe, recipe_names
 from tvmatch.data.config import LatentsData
-from tvmatch.data.encode import MEASURED, Encoder, Normalization
-from tvmatch.data.encoding_settings import EncodingOptions
-from tvmatch.data.image_batches import available_cores
-from tvmatch.data.image_reader import open_images
-from tvmatch.data.latents import INFO_NAME, Flips, LatentsInfo
-from tvmatch.data.pixels import Crop
+from tvmatch.data.images.batches import available_cores
+from tvmatch.data.images.pixels import Crop
+from tvmatch.data.images.reader import open_images
+from tvmatch.data.latents.autoencoder import load_autoencoder
+from tvmatch.data.latents.dataset import INFO_NAME, Flips, LatentsInfo
+from tvmatch.data.latents.encoder import MEASURED, Encoder, Normalization
+from tvmatch.data.latents.settings import EncodingOptions
 from tvmatch.data.spec import DataSpec
+from tvmatch.devices import resolve_device
 from tvmatch.distributed import Position, device_of_process, is_first, launched, print_once
 from tvmatch.errors import InputError, arguments_named
-from tvmatch.model_files import read_spec
-from tvmatch.training import resolve_device
-from tvmatch.training.recipes import OneLineParser, recipe, recipe_names
+from tvmatch.trained_model.files import read_spec
 
 DESCRIPTION = """\
 Turn images into an autoencoder's posteriors (mean and standard deviation), in shards that training reads

@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from tvmatch.cli import feature_metrics, options, results
+from tvmatch.config.parser import OneLineParser
 from tvmatch.distributed import Processes, device_of_process, joined_processes
 from tvmatch.errors import InputError
-from tvmatch.training.recipes import OneLineParser
+from tvmatch.training.run_folder import run_config, run_folder
 
 DESCRIPTION = """\
 Measure a checkpoint against real data. By default the data of its run. Digits: does a classifier see the
@@ -57,13 +58,13 @@ def _evaluate(parsed: argparse.Namespace, steps: tuple[int, ...], processes: Pro
         return feature_metrics.evaluate(parsed, model, steps, processes)
     if not processes.is_first:
         return 0  # one process is enough for figures of small images and points
-    run_folder = options.run_folder(checkpoint)
-    path = Path(parsed.out) if parsed.out else run_folder / results.METRICS_NAME
+    folder = run_folder(checkpoint)
+    path = Path(parsed.out) if parsed.out else folder / results.METRICS_NAME
     if path.is_dir():
         raise InputError("out", f"{path} is a folder, the figures go to a file")
-    if path.exists() and path.resolve() != (run_folder / results.METRICS_NAME).resolve():
+    if path.exists() and path.resolve() != (folder / results.METRICS_NAME).resolve():
         raise InputError("out", f"{path} exists already")
-    config = options.run_config(run_folder)
+    config = run_config(folder)
     metrics = results.measure(model, config, options.load_data(config), steps, parsed.samples, parsed.seed)
     results.show(Console(), metrics, path)
     results.show_paths([path])

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 
 from tvmatch import pictures
 from tvmatch.cli import options, results
+from tvmatch.config.parser import OneLineParser
 from tvmatch.errors import InputError
-from tvmatch.files import new_folder, parse_json, replacing
-from tvmatch.hub_client import check_repository_name, upload
 from tvmatch.interop import expect_dit, hub, network_to_authors
-from tvmatch.model_files import find_checkpoint
+from tvmatch.storage.files import new_folder, parse_json, replacing
+from tvmatch.storage.hub import check_repository_name, upload
 from tvmatch.trained_model import TrainedModel, load
+from tvmatch.trained_model.files import find_checkpoint
 from tvmatch.training import CONFIG_NAME
-from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
 Write a checkpoint's evaluation weights for others. --layout hub: a folder with a model card, which

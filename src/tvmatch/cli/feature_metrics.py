@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tvmatch.cli import options, results
+from tvmatch.config.parser import OneLineParser
 from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.distributed import Processes
 from tvmatch.errors import InputError, arguments_named
@@ -32,17 +33,17 @@ from tvmatch.evaluation import (
     load_reference,
     write_metrics,
 )
-from tvmatch.evaluation.collection import Uint8
-from tvmatch.evaluation.image_metrics import METRICS, check_request
+from tvmatch.evaluation.feature_metrics import METRICS, check_request
 from tvmatch.evaluation.provenance import provenance_line
-from tvmatch.evaluation.reference import is_array_file
-from tvmatch.files import parse_json
-from tvmatch.model_files import find_checkpoint
+from tvmatch.evaluation.references.loading import is_array_file
+from tvmatch.generation.uint8 import Uint8
+from tvmatch.storage.files import parse_json
 from tvmatch.trained_model import TrainedModel
-from tvmatch.training.recipes import OneLineParser
+from tvmatch.trained_model.files import find_checkpoint
+from tvmatch.training.run_folder import run_config, run_folder
 
 if TYPE_CHECKING:
-    from tvmatch.data.pixels import Crop
+    from tvmatch.data.images.pixels import Crop
 
 SAMPLES = 50_000
 BATCH_SIZE = 64
@@ -198,13 +199,15 @@ def _crop_of_training(model: TrainedModel, checkpoint: Path) -> "Crop | None":
     The checkpoint says it. For one of an earlier version, which does not, the run's configuration may, and
     the latents that it names.
     """
-    from tvmatch.data.latents import LatentsInfo  # here, because `datasets` takes a second to import
-    from tvmatch.data.pixels import Crop
+    from tvmatch.data.images.pixels import Crop
+
+    # Here, because `datasets` takes a second to import
+    from tvmatch.data.latents.dataset import LatentsInfo
 
     crop = model.provenance.get("crop")
     try:
         if crop is None:
-            data = options.run_config(options.run_folder(checkpoint)).data
+            data = run_config(run_folder(checkpoint)).data
             if isinstance(data, ImagesData):
                 crop = data.crop
             elif isinstance(data, LatentsData):
@@ -230,7 +233,7 @@ def _out(checkpoint: Path, given: str | None, names: list[str]) -> Path:
     Only figures of the same names that were measured before are replaced.
     """
     try:
-        folder = options.run_folder(checkpoint)
+        folder = run_folder(checkpoint)
     except InputError:
         folder = find_checkpoint(checkpoint)
     default = folder / f"metrics_{re.sub(r'[^A-Za-z0-9.-]+', '_', '_'.join(names))}.json"

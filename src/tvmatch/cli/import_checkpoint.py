@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tvmatch import __version__
-from tvmatch.cli.import_training import ImportedTraining, imported_training
 from tvmatch.cli.results import show_paths
+from tvmatch.config.parser import OneLineParser
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.errors import InputError
-from tvmatch.files import new_folder
-from tvmatch.interop.authors import LABEL_TABLE
-from tvmatch.interop.snapshot import ImportedNetwork, Snapshot, import_network, read_snapshot
-from tvmatch.interop.training_facts import TrainingFacts
+from tvmatch.interop.checkpoints.authors import LABEL_TABLE
+from tvmatch.interop.checkpoints.snapshot import ImportedNetwork, Snapshot, import_network, read_snapshot
+from tvmatch.interop.checkpoints.training_facts import TrainingFacts
+from tvmatch.interop.checkpoints.training_options import ImportedTraining, imported_training
 from tvmatch.models import DiT
+from tvmatch.storage.files import new_folder
 from tvmatch.trained_model import TrainedModel
-from tvmatch.training.recipes import OneLineParser
 
 DESCRIPTION = """\
 Make a checkpoint of a file with a network in the TVM authors' tensor names, or in SiT's: a pickled snapshot
@@ -227,7 +227,8 @@ def _model(
 
 def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
     """What to record of the autoencoder; without its fingerprint if it is nowhere to be had now."""
-    from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
+    # Here, because it imports diffusers
+    from tvmatch.data.latents.autoencoder import load_autoencoder
 
     channels, height, width = shape
     try:

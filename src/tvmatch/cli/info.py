@@ -5,10 +5,10 @@ from typing import Any
 
 from tvmatch.cli.options import add_import_option
 from tvmatch.condition import Guidance
+from tvmatch.config.parser import OneLineParser
 from tvmatch.data.spec import AutoencoderInfo
-from tvmatch.model_files import of_newest
 from tvmatch.trained_model import load
-from tvmatch.training.recipes import OneLineParser
+from tvmatch.trained_model.files import of_newest
 
 
 def run(arguments: list[str]) -> int:

@@ -5,14 +5,15 @@ import os
 import sys
 from pathlib import Path
 
+from tvmatch.config.parser import OneLineParser
+from tvmatch.config.schema import Config
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import ImagesData, LatentsData
 from tvmatch.data.spec import DataSpec
+from tvmatch.devices import resolve_device
 from tvmatch.errors import InputError
-from tvmatch.loading import load_with_decoder
 from tvmatch.trained_model import Decoder, TrainedModel
-from tvmatch.training import CONFIG_NAME, Config, resolve_device
-from tvmatch.training.recipes import OneLineParser, parse_config, read_yaml
+from tvmatch.trained_model.loading import load_with_decoder
 
 DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
 
@@ -91,7 +92,8 @@ def load_decoder(config: Config, spec: DataSpec, device: str) -> Decoder | None:
     """
     if spec.autoencoder is None or not isinstance(config.data, LatentsData):
         return None
-    from tvmatch.data.autoencoder import load_autoencoder  # here, because it imports diffusers
+    # Here, because it imports diffusers
+    from tvmatch.data.latents.autoencoder import load_autoencoder
 
     source = config.data.autoencoder or spec.autoencoder.source
     try:
@@ -111,34 +113,6 @@ def check_writable(option: str, path: Path) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(option, f"{path} cannot be written, {above} is no folder that may be written to")
-
-
-def run_folder(path: Path) -> Path:
-    """The run folder of a run folder or of one of its checkpoints."""
-    if not path.exists():
-        raise InputError(path, "no such file or folder")
-    if (path / CONFIG_NAME).is_file():
-        return path
-    full = path.resolve()
-    if full.parent.name == "checkpoints" and (full.parents[1] / CONFIG_NAME).is_file():
-        return path.parents[1] if len(path.parts) > 2 else full.parents[1]
-    raise InputError(path, f"not a run: no {CONFIG_NAME} here or in the run folder above")
-
-
-def run_config(run: Path) -> Config:
-    """The configuration that a run folder was trained with.
-
-    Raises:
-        InputError: if its data set was given from Python, so that no file says what it is.
-    """
-    content = read_yaml(run / CONFIG_NAME)
-    if content.get("data") is None:
-        raise InputError(
-            run / CONFIG_NAME,
-            "the data set of this run was given from Python; evaluate it from Python, "
-            "with tvmatch.evaluation",
-        )
-    return parse_config(content, str(run / CONFIG_NAME))
 
 
 def load_data(config: Config) -> Dataset:

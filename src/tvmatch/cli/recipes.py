@@ -4,8 +4,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from tvmatch.training import recipe_names
-from tvmatch.training.recipes import OneLineParser, recipe_text
+from tvmatch.config import recipe_names
+from tvmatch.config.parser import OneLineParser
+from tvmatch.config.recipes import recipe_text
 
 DESCRIPTION = "List the recipes, or print one as YAML to start a configuration of one's own from."
 

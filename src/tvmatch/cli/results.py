@@ -13,6 +13,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tvmatch import pictures
+from tvmatch.config.schema import Config
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.errors import InputError
@@ -25,7 +26,6 @@ from tvmatch.evaluation import (
 )
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training import NonFiniteError
-from tvmatch.training.config import Config
 from tvmatch.training.log import read_log
 
 COLUMNS = 12

@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from tvmatch.cli import options, partial_output, results
-from tvmatch.cli.sample_files import Layout, SampleFiles, sample_files
+from tvmatch.cli import options, results
+from tvmatch.config.parser import OneLineParser
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.evaluation.collection import Uint8, check_uint8
-from tvmatch.evaluation.numbered import labels_in_turn, numbered_samples, sample_labels
-from tvmatch.model_files import find_checkpoint
+from tvmatch.generation import partial_output
+from tvmatch.generation.numbered import labels_in_turn, numbered_samples, sample_labels
+from tvmatch.generation.sample_files import Layout, SampleFiles, sample_files
+from tvmatch.generation.uint8 import Uint8, check_uint8
 from tvmatch.sampling import expect_sample_numbers, time_grid
 from tvmatch.trained_model import TrainedModel
-from tvmatch.training.recipes import OneLineParser
+from tvmatch.trained_model.files import find_checkpoint
 
 DESCRIPTION = """\
 Draw samples from a checkpoint. --out decides the form: a name ending in .png is one grid, in .npz an

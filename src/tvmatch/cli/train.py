@@ -11,40 +11,11 @@ import yaml
 from rich.console import Console
 
 from tvmatch.cli import results
-from tvmatch.cli.options import (
-    DEVICE_HELP,
-    add_import_option,
-    load_data,
-    load_decoder,
-    run_config,
-    run_folder,
-)
-from tvmatch.data.config import DensityData, DigitsData
-from tvmatch.distributed import refuse_several
-from tvmatch.errors import InputError
-from tvmatch.locks import FolderLock
-from tvmatch.training import (
-    CONFIG_NAME,
-    Config,
-    Interrupted,
-    NonFiniteError,
-    Trainer,
-    checkpoints,
-    last_checkpoint,
-    lock_run,
-    recipe_names,
-    resolve_device,
-)
-from tvmatch.training.fine_tuning import network_section
-from tvmatch.training.recipes import (
-    add_defaults,
-    config_parser,
-    differences,
-    instantiate,
-    read_yaml,
-    recipe_text,
-)
-from tvmatch.training.sections import (
+from tvmatch.cli.options import DEVICE_HELP, add_import_option, load_data, load_decoder
+from tvmatch.config import Config, recipe_names
+from tvmatch.config.parser import add_defaults, config_parser, instantiate
+from tvmatch.config.recipes import recipe_text
+from tvmatch.config.sections import (
     KIND_OPTIONS,
     config_class,
     present_arguments,
@@ -52,6 +23,23 @@ from tvmatch.training.sections import (
     with_kinds,
     with_present_names,
 )
+from tvmatch.config.yaml_files import differences, read_yaml
+from tvmatch.data.config import DensityData, DigitsData
+from tvmatch.devices import resolve_device
+from tvmatch.distributed import refuse_several
+from tvmatch.errors import InputError
+from tvmatch.storage.locks import FolderLock
+from tvmatch.training import (
+    CONFIG_NAME,
+    Interrupted,
+    NonFiniteError,
+    Trainer,
+    checkpoints,
+    last_checkpoint,
+    lock_run,
+)
+from tvmatch.training.fine_tuning import network_section
+from tvmatch.training.run_folder import run_config, run_folder
 
 USAGE = """tvmatch train RECIPE [--out DIR] [--config FILE] [--SECTION.KEY VALUE ...]
        tvmatch train --resume RUN"""

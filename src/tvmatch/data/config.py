@@ -10,8 +10,8 @@ from tvmatch.data.tensors import TensorDataset
 from tvmatch.errors import InputError
 
 if TYPE_CHECKING:
-    from tvmatch.data.images import ImageDataset
-    from tvmatch.data.latents import LatentDataset
+    from tvmatch.data.images.dataset import ImageDataset
+    from tvmatch.data.latents.dataset import LatentDataset
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,10 @@ class ImagesData:
             InputError: the data are missing, empty or unreadable, lack a column, hold a bad image or label,
                 or an option is out of range.
         """
-        from tvmatch.data.images import load_images  # here, because `datasets` takes a second to import
+        # Here, because `datasets` takes a second to import
+        from tvmatch.data.images.dataset import load_images
 
-        return load_images(self)
+        return load_images(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class LatentsData:
         """
         if not self.latents:
             raise InputError("data.latents", "give the folder that `tvmatch encode` made")
-        from tvmatch.data.latents import LatentDataset  # here, because `datasets` takes a second to import
+        # Here, because `datasets` takes a second to import
+        from tvmatch.data.latents.dataset import LatentDataset
 
         dataset = LatentDataset(self.latents)
         spec = dataset.spec

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.facts import count_classes
-from tvmatch.data.found import lines_of_findings
+from tvmatch.data.findings import lines_of_findings
 from tvmatch.data.spec import MOST_CLASSES, DataSpec
 from tvmatch.errors import InputError
 

@@ -2,17 +2,17 @@
 
 from tvmatch.evaluation.digits import evaluate_digits
 from tvmatch.evaluation.extractors import Extractor, Features, load_extractor
-from tvmatch.evaluation.frechet import GaussianStatistics, fit_gaussian, frechet_distance
-from tvmatch.evaluation.image_metrics import evaluate_features
-from tvmatch.evaluation.images import evaluate_images
-from tvmatch.evaluation.inception_score import InceptionScore, inception_score
+from tvmatch.evaluation.feature_metrics import evaluate_features
+from tvmatch.evaluation.metrics.frechet import GaussianStatistics, fit_gaussian, frechet_distance
+from tvmatch.evaluation.metrics.inception_score import InceptionScore, inception_score
+from tvmatch.evaluation.metrics.precision_and_recall import PrecisionRecall, precision_recall
+from tvmatch.evaluation.metrics.statistics import RunningGaussian
+from tvmatch.evaluation.metrics.wasserstein import wasserstein2
+from tvmatch.evaluation.pixel_metrics import evaluate_images
 from tvmatch.evaluation.points import evaluate_points
-from tvmatch.evaluation.precision_and_recall import PrecisionRecall, precision_recall
-from tvmatch.evaluation.reference import load_reference
-from tvmatch.evaluation.reference_files import Reference
+from tvmatch.evaluation.references.files import Reference
+from tvmatch.evaluation.references.loading import load_reference
 from tvmatch.evaluation.report import features_table, metrics_table, write_metrics
-from tvmatch.evaluation.statistics import RunningGaussian
-from tvmatch.evaluation.wasserstein import wasserstein2
 
 __all__ = [
     "Extractor",

@@ -6,7 +6,6 @@ Shapes: n images in B a batch; d pooled and s spatial features, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,59 +13,13 @@ from torch import Tensor
 from tvmatch.distributed import Processes
 from tvmatch.errors import InputError
 from tvmatch.evaluation.extractors import Extractor
-from tvmatch.evaluation.frechet import GaussianStatistics
-from tvmatch.evaluation.generation import Progress
-from tvmatch.evaluation.statistics import Moments, RunningGaussian
+from tvmatch.evaluation.metrics.frechet import GaussianStatistics
+from tvmatch.evaluation.metrics.statistics import Moments, RunningGaussian
+from tvmatch.evaluation.samples import Progress
+from tvmatch.generation.uint8 import Uint8, to_bytes
 
 ImageSource = Callable[[range], Tensor]
 """Images of consecutive numbers: in [0, 1], (B, C, H, W) with one channel or three."""
-
-Uint8 = Literal["round", "truncate"]
-"""How images become bytes: to the nearest, or to the one below, which is half a level darker on average."""
-
-ROUNDING: dict[Uint8, str] = {
-    "round": "round(255 x) clipped to 0 … 255",
-    "truncate": "floor(255 x) clipped to 0 … 255",
-}
-"""The same for provenance."""
-
-
-def check_uint8(rule: str) -> None:
-    """Raise InputError unless `rule` is one of `Uint8`."""
-    if rule not in ROUNDING:
-        raise InputError("uint8", f"must be {' or '.join(ROUNDING)}, got {rule!r}")
-
-
-def as_uint8(images: Tensor, rule: Uint8 = "round") -> Tensor:
-    """Images in [0, 1], (B, C, H, W), as uint8 of this shape on the CPU.
-
-    Bytes that were divided by 255 come back exactly if they are rounded, one lower at times if truncated.
-
-    Raises:
-        InputError: for another shape, or a pixel that is not finite.
-    """
-    check_uint8(rule)
-    if images.ndim != 4:
-        raise InputError("images", f"must have shape (B, C, H, W), got {tuple(images.shape)}")
-    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
-    if broken:
-        raise InputError("images", f"{broken} of {len(images)} have a pixel that is not finite")
-    levels = images.detach().cpu().mul(255)
-    levels = levels.round_() if rule == "round" else levels.floor_()
-    return levels.clamp_(0, 255).to(torch.uint8)
-
-
-def to_bytes(images: Tensor, rule: Uint8 = "round") -> Tensor:
-    """Images in [0, 1], (B, 1 or 3, H, W), as the uint8 (B, 3, H, W) that a PNG file would hold.
-
-    Grey images get three equal channels.
-
-    Raises:
-        InputError: for another number of channels, or a pixel that is not finite.
-    """
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise InputError("images", f"must have shape (B, 1 or 3, H, W), got {tuple(images.shape)}")
-    return as_uint8(images, rule).expand(-1, 3, -1, -1).contiguous()
 
 
 @dataclass(frozen=True)

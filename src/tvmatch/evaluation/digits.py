@@ -9,8 +9,8 @@ from torch import Tensor
 from tvmatch.data.digits import digits
 from tvmatch.data.tensors import TensorDataset
 from tvmatch.errors import InputError
-from tvmatch.evaluation.frechet import GaussianStatistics, fit_gaussian, frechet_distance
-from tvmatch.evaluation.generation import Progress, Sampler, check_steps, generate
+from tvmatch.evaluation.metrics.frechet import GaussianStatistics, fit_gaussian, frechet_distance
+from tvmatch.evaluation.samples import Progress, Sampler, check_steps, generate
 from tvmatch.seeds import fold
 
 Judge = Callable[[Tensor, Tensor], float]

@@ -8,8 +8,8 @@ import torch
 
 from tvmatch.data.base import Dataset
 from tvmatch.errors import InputError
-from tvmatch.evaluation.generation import Progress, Sampler, check_steps, generate
-from tvmatch.evaluation.wasserstein import wasserstein2
+from tvmatch.evaluation.metrics.wasserstein import wasserstein2
+from tvmatch.evaluation.samples import Progress, Sampler, check_steps, generate
 from tvmatch.seeds import fold
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from tvmatch.distributed import Processes
-from tvmatch.evaluation.collection import ROUNDING, Uint8
 from tvmatch.evaluation.extractors import Extractor
-from tvmatch.evaluation.numbered import LabelsFrom
-from tvmatch.evaluation.reference_files import Reference
+from tvmatch.evaluation.references.files import Reference
+from tvmatch.generation.numbered import LabelsFrom
+from tvmatch.generation.uint8 import ROUNDING, Uint8
 from tvmatch.trained_model import TrainedModel
 
 _PACKAGES = ("torch", "numpy", "torchvision", "torch_fidelity", "transformers", "diffusers")

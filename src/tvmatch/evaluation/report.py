@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tvmatch.files import replacing
+from tvmatch.storage.files import replacing
 
 _FIRST_KEYS = ("dataset", "steps", "parameters", "train_seconds")
 _LAST_KEY = "nfe"

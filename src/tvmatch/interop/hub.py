@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvmatch.errors import InputError
-from tvmatch.files import new_folder, parse_json
-from tvmatch.hub_client import check_repository_name, download, upload
 from tvmatch.interop.model_card import model_card
-from tvmatch.loading import AUTOENCODER, load_with_decoder
+from tvmatch.storage.files import new_folder, parse_json
+from tvmatch.storage.hub import check_repository_name, download, upload
 from tvmatch.trained_model import TrainedModel
+from tvmatch.trained_model.loading import AUTOENCODER, load_with_decoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tvmatch.data.autoencoder import Autoencoder
+    from tvmatch.data.latents.autoencoder import Autoencoder
 
 MODEL_FILES = (
     "model.json",

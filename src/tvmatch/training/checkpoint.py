@@ -11,43 +11,21 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from tvmatch import seeds
 from tvmatch.errors import InputError
-from tvmatch.model_files import load_tensors, read_json, read_tensors, save_tensors
 from tvmatch.trained_model import TrainedModel
-from tvmatch.training.ema import ParameterAverage
+from tvmatch.trained_model.files import load_tensors, read_json, read_tensors, save_tensors
+from tvmatch.training.state import TrainingState
 
 FORMAT = "tvmatch-training-1"
-
-
-@dataclass
-class TrainingState:
-    """Everything that changes during training.
-
-    Attributes:
-        network: the weights being trained.
-        target: their average in the role of θ*, or None when the network itself has it.
-        evaluation: their average for sampling.
-        optimizer: AdamW over the network's parameters, in their order.
-        step: optimiser steps done.
-        seconds: wall-clock time spent in training steps.
-    """
-
-    network: nn.Module
-    target: ParameterAverage | None
-    evaluation: ParameterAverage
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
 
 
 def build_facts(device: torch.device) -> dict[str, Any]:

@@ -62,11 +62,10 @@ class GuidedTeacher(nn.Module):
         return velocity / weight if self.scaled else velocity
 
 
-def load_teacher(path: str, spec: DataSpec, objective: Objective, device: torch.device) -> GuidedTeacher:
-    """The teacher in a checkpoint.
+def load_teacher(spec: DataSpec, objective: Objective, device: torch.device) -> GuidedTeacher | None:
+    """The network in the checkpoint `objective.teacher`; None without one.
 
     Args:
-        path: a run folder or a checkpoint.
         spec: of the student's data, which must be the teacher's.
         objective: of the student, whose guidance the teacher must be able to give.
         device: where to put it.
@@ -74,6 +73,9 @@ def load_teacher(path: str, spec: DataSpec, objective: Objective, device: torch.
     Raises:
         InputError: if there is none, or it was trained on other data or at another guidance.
     """
+    path = objective.teacher
+    if path is None:
+        return None
     model = load(path, device)
     expect_same_data("objective.teacher", path, model.spec, spec)
     if not same_classes(model.spec, spec):

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvmatch.config.schema import Config
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.model_files import FORMAT as MODEL_FORMAT
-from tvmatch.model_files import of_newest, read_json
 from tvmatch.models.base import BaseNetwork, answers_of
 from tvmatch.trained_model import TrainedModel, load
-from tvmatch.training.config import Config
+from tvmatch.trained_model.files import FORMAT as MODEL_FORMAT
+from tvmatch.trained_model.files import of_newest, read_json
 from tvmatch.training.distillation import expect_same_data, known_classes, same_classes
 
 

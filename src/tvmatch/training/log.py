@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from tvmatch.files import parse_json, replacing
+from tvmatch.storage.files import parse_json, replacing
 
 LOG_NAME = "log.jsonl"
 

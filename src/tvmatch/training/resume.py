@@ -6,9 +6,10 @@ from typing import Any
 
 from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
-from tvmatch.model_files import FORMAT, read_json
 from tvmatch.trained_model import TrainedModel
-from tvmatch.training.checkpoint import checkpoints, step_of
+from tvmatch.trained_model.files import FORMAT, read_json
+from tvmatch.training.checkpoint import checkpoints, load_checkpoint, step_of
+from tvmatch.training.state import TrainingState
 
 
 def expect_newest(run: Path, step: int) -> None:
@@ -23,6 +24,39 @@ def expect_newest(run: Path, step: int) -> None:
                 "out",
                 f"another trainer has gone on to {newest}, this one is at step {step}; resume from there",
             )
+
+
+def load_newest(
+    path: Path,
+    run: Path,
+    state: TrainingState,
+    model: TrainedModel,
+    initial: str | None,
+    facts: dict[str, Any],
+) -> list[str]:
+    """Load the newest checkpoint of a run; a run without one (killed before its first) starts over.
+
+    Args:
+        path: what the user asks to resume: the run folder, or its newest checkpoint.
+        run: the run folder.
+        state: receives the checkpoint.
+        model: of the run as configured.
+        initial: what the configuration says of its first weights.
+        facts: see `checkpoint.build_facts`.
+
+    Returns:
+        Messages.
+
+    Raises:
+        InputError: for another checkpoint, or one that does not fit.
+    """
+    saved = checkpoints(run)
+    if not saved:
+        return [f"{run} has no checkpoint yet: starting from step 0"]
+    if path.resolve() not in (run.resolve(), saved[-1].resolve()):
+        raise InputError("resume", f"{path} is not the newest checkpoint of {run}, {saved[-1].name}")
+    expect_same_model(saved[-1], model, initial)
+    return changes_since(load_checkpoint(saved[-1], state), facts)
 
 
 def expect_same_model(folder: Path, model: TrainedModel, initial: str | None) -> None:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tvmatch.config.schema import Config
 from tvmatch.data.base import Batch
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.flow_map import Network
 from tvmatch.objectives import Inputs, Loss
 from tvmatch.seeds import RowDraws
-from tvmatch.training.config import Config
 from tvmatch.training.non_finite import NonFiniteError, describe
 
 
@@ -22,6 +22,11 @@ class StepResult(NamedTuple):
 
     loss: Loss
     gradient_norm: Tensor
+
+    def scalars(self) -> dict[str, float]:
+        """The loss, the mean of each term and the gradient norm."""
+        terms = {name: values.mean().item() for name, values in self.loss.terms.items()}
+        return {"loss": self.loss.loss.item(), **terms, "gradient_norm": self.gradient_norm.item()}
 
 
 def draw_inputs(

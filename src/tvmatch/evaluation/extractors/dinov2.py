@@ -16,7 +16,7 @@ from tvmatch.evaluation.extractors.base import (
     missing_packages,
     one_line,
 )
-from tvmatch.hub_client import download
+from tvmatch.storage.hub import download
 
 SOURCE = "facebook/dinov2-large"  # ViT-L/14
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")

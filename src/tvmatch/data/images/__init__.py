@@ -1,0 +1,1 @@
+"""Images: where they are, how they are read, and the data set that training reads."""

@@ -1,0 +1,212 @@
+"""ImageNet as it is distributed: `ILSVRC/Data/CLS-LOC/{train,val,test}`, and beside it names and answers.
+
+    LOC_synset_mapping.txt, LOC_val_solution.csv            in the archive of Kaggle
+    ILSVRC2012_validation_ground_truth.txt, meta.mat        in the folder `data` of the development kit
+
+`train` has a folder a class, named by its WordNet id; `val` is flat, or has such folders too.
+"""
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tvmatch.data.findings import Notes, printable
+from tvmatch.data.images.folders.layout import class_of, labels_by_folder
+from tvmatch.data.images.folders.source import parted, without
+from tvmatch.data.images.folders.walk import level, stamp, walk
+from tvmatch.data.images.listing import Listing, digest
+from tvmatch.errors import InputError, one_line
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+_SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+_LAYOUT = ("CLS-LOC", "Data", "ILSVRC")  # innermost first
+_KITS = ("", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")  # where a development kit may lie
+_NAMES = "LOC_synset_mapping.txt"
+_SOLUTION = "LOC_val_solution.csv"
+_NO_ANSWERS = f"neither {_SOLUTION} nor the development kit's ground truth is beside it"
+_TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2015_clsloc_validation_ground_truth.txt")
+
+
+class ImageNet(NamedTuple):
+    """Where the parts are.
+
+    Attributes:
+        root: the folder that holds `train` and `val`.
+        splits: the folder of each split that there is.
+        beside: folders where names and answers may be, the nearest first.
+    """
+
+    root: Path
+    splits: dict[str, Path]
+    beside: tuple[Path, ...]
+
+    def file(self, *names: str) -> Path | None:
+        """The first file of one of these names beside the images."""
+        paths = (folder / name for folder in self.beside for name in names)
+        return next((path for path in paths if path.is_file()), None)
+
+
+def find_imagenet(folder: Path) -> ImageNet | None:
+    """The parts of ImageNet in or below `folder`; None if it holds something else."""
+    for inner in ("", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"):
+        root = Path(os.path.abspath(folder), inner)
+        splits = {
+            split: root / name for split, names in _SPLITS.items() for name in names if (root / name).is_dir()
+        }
+        found = ImageNet(root, splits, tuple(_beside(root)))
+        labelled = [splits[split] for split in ("train", "validation") if split in splits]
+        classes = [name for split in labelled for name in _folders(split)]
+        has_answers = "validation" in splits and found.file(_SOLUTION, *_TRUTHS) is not None
+        if all(map(_WORDNET_ID.fullmatch, classes)) and (classes or has_answers):
+            return found
+    return None
+
+
+def list_imagenet(imagenet: ImageNet, split: str) -> tuple[Listing, str]:
+    """The images of a split with their classes, WordNet ids in alphabetical order, and a stamp of the files.
+
+    Images of `val` and `test` that lie flat and have no answer beside them are without a label.
+
+    Raises:
+        InputError: a file cannot be read or contradicts another.
+    """
+    folder = imagenet.splits[split]
+    tree = walk(folder)
+    images, others = parted(tree.files)
+    images.sort()
+    found = labels_by_folder(images, others, [*tree.folders, *tree.again], tree.again, str(folder))
+    flat = not any("/" in image for image in images)
+    answers = _answers(imagenet) if split == "validation" and flat else None
+    ids = _class_ids(imagenet, answers)
+    numbers = {wordnet_id: number for number, wordnet_id in enumerate(ids)}
+
+    def label(image: str) -> int | None:
+        if found.problem or (flat and answers is None):
+            return None
+        wordnet_id = class_of(image) or (answers or {}).get(image.split(".")[0], "")
+        if wordnet_id not in numbers:
+            which = (
+                f"class {wordnet_id!r}, which is none of the {len(ids)}" if wordnet_id else "no known class"
+            )
+            raise InputError("data.path", f"{printable(str(folder / image))} is of {which}")
+        return numbers[wordnet_id]
+
+    labels = [label(image) for image in images]
+    class_names = _class_names(ids, imagenet.file(_NAMES)) or None
+    files = (f"{image} {stamp(f'{folder}/{image}')}" for image in images)
+    stamps = digest(folder.name, repr(class_names), *files, repr(labels))
+    notes = Notes(without(tree.left_out, others), _NO_ANSWERS, found.problem)
+    return Listing([f"{folder.name}/{image}" for image in images], labels, class_names, notes=notes), stamps
+
+
+def _beside(root: Path) -> Iterator[Path]:
+    """The folder of the splits and, as long as their names are those of ImageNet's layout, those above."""
+    above = [root]
+    for name, folder in zip(_LAYOUT, [root, *root.parents], strict=False):
+        if folder.name != name:
+            break
+        above.append(folder.parent)
+    for folder in above:
+        yield from (folder / kit for kit in _KITS)
+
+
+def _folders(folder: Path) -> list[str]:
+    return level(folder).folders
+
+
+def _class_ids(imagenet: ImageNet, answers: dict[str, str] | None) -> list[str]:
+    """The ids of all classes: those of the training images if these are there."""
+    for split in ("train", "validation"):
+        if split in imagenet.splits and (found := _folders(imagenet.splits[split])):
+            return found
+    names = imagenet.file(_NAMES)
+    return sorted(_mapping(names)) if names is not None else sorted(set((answers or {}).values()))
+
+
+def _class_names(ids: list[str], mapping: Path | None) -> tuple[str, ...]:
+    """Each class's first word; all its words where two have the same, and its id where that does not help.
+
+    Without a mapping, the ids.
+    """
+    if mapping is None:
+        return tuple(ids)
+    words = _mapping(mapping)
+    full = [words.get(wordnet_id, wordnet_id) for wordnet_id in ids]
+    first = [text.split(",")[0] for text in full]
+    once = Counter(first)
+    names = [short if once[short] == 1 else text for short, text in zip(first, full, strict=True)]
+    once = Counter(names)
+    return tuple(
+        name if once[name] == 1 else f"{name} ({wordnet_id})"
+        for name, wordnet_id in zip(names, ids, strict=True)
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("data.path", f"{path} cannot be read: {one_line(error)}") from error
+
+
+def _mapping(path: Path) -> dict[str, str]:
+    """Lines "n01440764 tench, Tinca tinca" by their ids."""
+    pairs = [line.strip().partition(" ") for line in _lines(path) if line.strip()]
+    for wordnet_id, _, words in pairs:
+        if not _WORDNET_ID.fullmatch(wordnet_id) or not words.strip():
+            raise InputError(
+                "data.path", f'{path} must have lines like "n01440764 tench", got {wordnet_id!r:.60}'
+            )
+    return {wordnet_id: words.strip() for wordnet_id, _, words in pairs}
+
+
+def _answers(imagenet: ImageNet) -> dict[str, str] | None:
+    """The WordNet id of each validation image by its name without the ending; None if nothing tells it."""
+    solution = imagenet.file(_SOLUTION)
+    if solution is not None:
+        try:
+            rows = list(csv.reader(_lines(solution)))
+        except csv.Error as error:
+            raise InputError("data.path", f"{solution} cannot be read: {error}") from error
+        wrong = next((row for row in rows[1:] if len(row) != 2 or not _WORDNET_ID.match(row[1])), None)
+        if wrong is not None or not rows or rows[0][:1] != ["ImageId"]:
+            shown = ",".join(wrong if wrong is not None else rows[0] if rows else [])
+            raise InputError(
+                "data.path", f"{solution} must have lines like ImageId,n01751748 1 2 3 4, got {shown!r:.60}"
+            )
+        return {row[0]: row[1].split()[0] for row in rows[1:]}
+    truth = imagenet.file(*_TRUTHS)
+    if truth is None:
+        return None
+    ids = _development_kit_ids(truth.parent)
+    answers = {}
+    for number, line in enumerate(_lines(truth), start=1):
+        if line.strip() not in ids:
+            raise InputError(
+                "data.path", f"line {number} of {truth} must be the number of a class, got {line!r:.60}"
+            )
+        answers[f"ILSVRC2012_val_{number:08}"] = ids[line.strip()]
+    return answers
+
+
+def _development_kit_ids(kit: Path) -> dict[str, str]:
+    """WordNet ids by the kit's own numbers of the classes, 1 … 1000, which follow no order."""
+    mapping, meta = kit / "map_clsloc.txt", kit / "meta.mat"
+    if mapping.is_file():
+        rows = [line.split() for line in _lines(mapping) if line.strip()]
+        if any(len(row) < 2 or not _WORDNET_ID.fullmatch(row[0]) for row in rows):
+            raise InputError("data.path", f'{mapping} must have lines like "n02119789 1 kit_fox"')
+        return {row[1]: row[0] for row in rows}
+    if not meta.is_file():
+        raise InputError("data.path", f"the answers in {kit} need meta.mat or map_clsloc.txt beside them")
+    from scipy.io import loadmat  # here, because few need it
+
+    try:
+        classes = loadmat(meta, squeeze_me=True)["synsets"]
+        return {str(int(one["ILSVRC2012_ID"])): str(one["WNID"]) for one in classes}
+    except Exception as error:  # whatever scipy raises for a file that is none of MATLAB's
+        raise InputError("data.path", f"{meta} is not the development kit's: {one_line(error)}") from error

@@ -1,0 +1,202 @@
+"""From an encoded image to bytes of the wanted size: decode, crop about the centre, resize."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
+
+from tvmatch.data.npy import is_npy, pixels_of_npy
+from tvmatch.errors import InputError, one_line
+from tvmatch.storage.files import LFS_POINTER, is_lfs_pointer
+
+Crop = Literal["centre", "dhariwal"]
+
+_MOST_PIXELS = 2**27  # half a gigabyte in memory; Pillow itself refuses larger files at about this
+_UPRIGHT = {  # what undoes EXIF's orientations 2 … 8
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
+def decode(
+    source: bytes | str, height: int, width: int, channels: int, crop: Crop = "centre"
+) -> NDArray[np.uint8]:
+    """One image as uint8 of shape (channels, height, width).
+
+    The orientation that a camera recorded is applied; transparent pixels are laid on white; 16-bit grey
+    becomes 8-bit; of an animation the first frame is used. What Pillow only warns of (many pixels, metadata
+    that cannot be read) changes no pixel and is not passed on.
+
+    Args:
+        source: the encoded bytes (of an image file, or NPY with uint8 pixels), or the path of a file.
+        height: of the result, in pixels.
+        width: likewise.
+        channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        crop: "centre" keeps the largest centred rectangle of the wanted proportions and resizes it by a
+            bicubic filter that widens when it shrinks (antialiasing); "dhariwal" is `dhariwal_crop`.
+
+    Raises:
+        InputError: for a crop that there is not, or that cannot give this shape; for latents.
+        Exception: of whatever kind Pillow raises for a file that it cannot read.
+    """
+    check_crop(crop, height, width)
+    with warnings.catch_warnings(action="ignore"):
+        image = _open(source)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB" if channels == 3 else "L")
+        if crop == "dhariwal":
+            image = dhariwal_crop(image, height)
+        else:
+            # Cropped before it is resized: the filter would reach beyond a mere box given to `resize`.
+            image = image.crop(centre_box(image.width, image.height, width, height))
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """An error of `decode`, or of reading the bytes for it, in words."""
+    if isinstance(error, UnidentifiedImageError):  # its message is an address in memory
+        return "not an image, or its start is damaged"
+    return f"not a readable image ({one_line(error)})"
+
+
+def check_crop(crop: str, height: int, width: int) -> None:
+    """Refuse a crop that there is not, or that cannot give images of height × width.
+
+    Raises:
+        InputError: naming the value.
+    """
+    if crop not in get_args(Crop):
+        raise InputError("data.crop", f"must be {' or '.join(get_args(Crop))}, got {crop!r}")
+    if crop == "dhariwal" and height != width:
+        raise InputError("data.crop", f"dhariwal makes squares only, got a resolution of {height}×{width}")
+
+
+def dhariwal_crop(image: Image.Image, size: int) -> Image.Image:
+    """The square that models of ImageNet are trained on (Dhariwal & Nichol, arXiv 2105.05233).
+
+    Halved by averaging 2×2 pixels (an odd last row or column shares in it) while the shorter side is at
+    least twice `size`; resized by a bicubic filter so that the shorter side is `size`; then the centre.
+
+    Raises:
+        ValueError: the image is so oblong that it would take gigabytes on the way.
+    """
+    oblong = max(image.size) / min(image.size)
+    if oblong * size**2 > _MOST_PIXELS:
+        raise ValueError(f"proportions of {oblong:.0f} to 1 are not supported")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def centre_box(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest centred rectangle with the proportions to_width : to_height.
+
+    In whole pixels, so that an image which needs no resizing keeps its pixels exactly.
+    """
+    scale = min(width / to_width, height / to_height)
+    inner_width, inner_height = max(round(scale * to_width), 1), max(round(scale * to_height), 1)
+    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    return left, top, left + inner_width, top + inner_height
+
+
+def _open(source: bytes | str) -> Image.Image:
+    """The image upright, in 8 bits."""
+    if isinstance(source, bytes) and is_npy(source):
+        return Image.fromarray(pixels_of_npy(source))
+    content = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _recognised(content) as file:
+        if file.format == "EPS":  # a program, which Pillow would give to Ghostscript to run
+            raise ValueError("PostScript is not supported")
+        storage = _storage(file)
+        file.load()
+        image = _eight_bit(file, storage)
+        turn = _UPRIGHT.get(_orientation(file))
+        return image if turn is None else image.transpose(turn)
+
+
+def _recognised(content: io.BytesIO | str) -> ImageFile:
+    """The opened file, of whatever format it is; not decoded yet.
+
+    Raises:
+        ValueError: it is a Git LFS pointer.
+        Exception: of whatever kind Pillow raises.
+    """
+    try:
+        return Image.open(content)
+    except UnidentifiedImageError:
+        start = (
+            content.getvalue()[:64] if isinstance(content, io.BytesIO) else Path(content).read_bytes()[:64]
+        )
+        if is_lfs_pointer(start):
+            raise ValueError(LFS_POINTER) from None
+        raise
+
+
+def _orientation(file: ImageFile) -> Any:
+    """EXIF's number, None without one. `ImageOps.exif_transpose` fails for damage in any other entry."""
+    try:
+        return file.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # SyntaxError, struct.error, …: as viewers do, the image as it is stored
+        return None
+
+
+def _storage(file: ImageFile) -> str:
+    """How the file stores a pixel, in Pillow's words ("L;4", "RGB;16B"); known only before it is loaded."""
+    arguments = file.tile[0][3] if file.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _eight_bit(image: ImageFile, storage: str) -> Image.Image:
+    """Grey of more bits scaled to 8 (Pillow would clip it), and the transparent colour of grey PNGs."""
+    key = image.info.get("transparency")
+    if image.mode == "F" or image.mode.startswith("I") or _has_sign(image):
+        black, white = _black_and_white(image, storage)
+        pixels = np.asarray(image).astype(np.int64)
+        grey = Image.fromarray(np.rint((pixels - black) * (255 / (white - black))).astype(np.uint8))
+        return grey if key is None else _with_alpha(grey, pixels != key)
+    if key is not None and storage in ("L;2", "L;4"):  # the key is as stored, the pixels are scaled already
+        return _with_alpha(image, np.asarray(image) != key * {"L;2": 85, "L;4": 17}[storage])
+    if key is not None and storage.startswith("RGB;16"):  # 8 bits of it are left to compare with
+        raise ValueError("a transparent colour of 16 bits a channel is not supported")
+    return image
+
+
+def _has_sign(image: ImageFile) -> bool:
+    return isinstance(image, TiffImageFile) and 2 in image.tag_v2.get(SAMPLEFORMAT, ())
+
+
+def _with_alpha(grey: Image.Image, opaque: NDArray[np.bool_]) -> Image.Image:
+    return Image.merge("LA", [grey, Image.fromarray(opaque.astype(np.uint8) * 255)])
+
+
+def _black_and_white(image: ImageFile, storage: str) -> tuple[int, int]:
+    """The numbers that are black and white.
+
+    Raises:
+        ValueError: they are not defined: floating point, numbers with a sign or of 32 bits.
+    """
+    if image.format in ("PNG", "PPM", "JPEG2000") and image.mode != "F":
+        return 0, 65535  # Pillow scales the other depths of the latter two
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
+        most = 4095 if storage == "I;12" else 65535
+        return (most, 0) if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 else (0, most)
+    kind = "in floating point" if image.mode == "F" else f"of mode {image.mode} in {image.format}"
+    raise ValueError(f"pixels {kind} are not supported: which number is white is not defined")

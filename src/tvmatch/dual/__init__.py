@@ -1,0 +1,39 @@
+"""Dual numbers: tensors that carry a tangent, and the rule of each operation on them."""
+
+from tvmatch.dual.rules import (
+    Dual,
+    add,
+    add_product,
+    as_dual,
+    gelu,
+    layer_norm,
+    linear,
+    linear_map,
+    modulate,
+    multiply,
+    pointwise,
+    rms_norm,
+    silu,
+    split,
+    subtract,
+    unbind,
+)
+
+__all__ = [
+    "Dual",
+    "add",
+    "add_product",
+    "as_dual",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_map",
+    "modulate",
+    "multiply",
+    "pointwise",
+    "rms_norm",
+    "silu",
+    "split",
+    "subtract",
+    "unbind",
+]

@@ -1,0 +1,1 @@
+"""The real images that samples are measured against: statistics from files, or computed from images."""

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects as networks of this one, read without executing anything."""

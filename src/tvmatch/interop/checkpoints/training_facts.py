@@ -1,0 +1,162 @@
+"""What a snapshot says of how its network was trained.
+
+The TVM authors' networks remember the arguments that they were made with, and among these a part of the whole
+run's configuration, which knows the whole.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tvmatch.interop.checkpoints.inert_config import root_of, stated
+from tvmatch.safe_pickle.inert import Refused, shown
+
+HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+ROUNDING = 1e-6  # relative: numbers as YAML and JSON print them agree
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How a network was trained, as far as its file says; None where it does not.
+
+    Attributes:
+        scaled: the scaled parameterisation.
+        guidance: the weight w.
+        mean: of the latents, a channel: the network sees (latent − mean) / std.
+        std: likewise.
+        autoencoder: name on the Hub of the latents' autoencoder.
+        class_count: number of classes.
+        label_dropout: probability of dropping a label.
+        s: location and scale of the logit-normal distribution of s.
+        gap: likewise of t − s.
+        detach_jvp: whether the gradient through the derivative in s was left out.
+        evaluation_ema: rate of the evaluation weights' average.
+        target_ema: of the target's.
+    """
+
+    scaled: bool | None = None
+    guidance: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    autoencoder: str | None = None
+    class_count: int | None = None
+    label_dropout: float | None = None
+    s: tuple[float, float] | None = None
+    gap: tuple[float, float] | None = None
+    detach_jvp: bool | None = None
+    evaluation_ema: float | None = None
+    target_ema: float | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Those that the file says."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFacts:
+    """The facts in the state of a network's outermost module, and in configurations beside the network.
+
+    Raises:
+        Refused: if one of them is said twice and differently.
+    """
+    arguments = [value for value in (state.get("_init_kwargs"), state.get("_init_args")) if value]
+    given = [x for values in arguments for x in (values.values() if isinstance(values, dict) else [values])]
+    given = [part for x in given for part in (x if isinstance(x, tuple | list) else [x])]
+    roots: dict[int, Any] = {}
+    for value in (*state.values(), *given, *beside):
+        root = root_of(value)
+        if root is not None:
+            roots[id(root)] = root
+    kwargs = state.get("_init_kwargs")
+    sources = [_of_state((kwargs if isinstance(kwargs, dict) else {}) | state)]
+    sources += [_of_configuration(root) for root in roots.values()]
+    together: dict[str, Any] = {}
+    for name in (field.name for field in fields(TrainingFacts)):
+        values = [value for source in sources if (value := getattr(source, name)) is not None]
+        for value in values:
+            if not alike(value, values[0]):
+                raise Refused(f"it says of its network {name} {shown(values[0])}, and {shown(value)}")
+        together[name] = values[0] if values else None
+    return TrainingFacts(**together)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two facts are the same but for the rounding of printed numbers."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if _is_number(a) and _is_number(b):
+        return math.isclose(a, b, rel_tol=ROUNDING)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _of_state(state: dict[Any, Any]) -> TrainingFacts:
+    return TrainingFacts(
+        scaled=_switch(state.get("do_scale_param")),
+        detach_jvp=_switch(state.get("detach_jvp")),
+        class_count=_count(state.get("label_dim")),
+    )
+
+
+def _of_configuration(root: Any) -> TrainingFacts:
+    def one(path: str, fits: Callable[[float], bool]) -> float | None:
+        value = stated(root, path)
+        return float(value) if _is_number(value) and fits(value) else None  # type: ignore[arg-type]
+
+    def two(name: str) -> tuple[float, float] | None:
+        location, scale = (
+            one(f"loss.{name}_P_mean", math.isfinite),
+            one(f"loss.{name}_P_std", lambda x: x > 0),
+        )
+        return None if location is None or scale is None else (location, scale)
+
+    mean, std = _normalization(*(stated(root, f"encoder.{x}") for x in ("raw_mean", "raw_std", "final_std")))
+    autoencoder = stated(root, "encoder.vae_name")
+    named = isinstance(autoencoder, str) and HUB_NAME.fullmatch(autoencoder)  # a path is of another machine
+    return TrainingFacts(
+        scaled=_switch(stated(root, "network.do_scale_param")),
+        guidance=one("loss.cfg", lambda w: w >= 1),
+        mean=mean,
+        std=std,
+        autoencoder=str(autoencoder) if named else None,
+        label_dropout=one("loss.label_dropout", lambda p: 0 <= p <= 1),
+        s=two("s"),
+        gap=two("gap"),
+        evaluation_ema=one("training.ema_beta", lambda rate: 0 <= rate < 1),
+        target_ema=one("training.ema_target_beta", lambda rate: 0 <= rate < 1),
+    )
+
+
+def _normalization(
+    mean: Any, std: Any, final_std: Any
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) of (latent − mean) / std, which they write as (latent − raw_mean) · final_std / raw_std."""
+    means, stds = _numbers(mean), _numbers(std)
+    finals = _numbers(final_std)
+    if means is None or stds is None or finals is None or len(means) != len(stds):
+        return None, None
+    finals = finals * len(stds) if len(finals) == 1 else finals
+    if len(finals) != len(stds) or min(*stds, *finals) <= 0:
+        return None, None
+    scaled = tuple(s / f for s, f in zip(stds, finals, strict=True))
+    usable = all(map(math.isfinite, scaled)) and min(scaled) > 0
+    return (means, scaled) if usable else (None, None)
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """A number or several, as a tuple."""
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(map(float, values)) if values and all(map(_is_number, values)) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number of a size that any of these facts has."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _switch(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 31 else None

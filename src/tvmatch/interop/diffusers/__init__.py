@@ -1,0 +1,1 @@
+"""Trained models as pipelines of diffusers; imported as `tvmatch.diffusers`."""

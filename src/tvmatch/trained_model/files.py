@@ -1,0 +1,139 @@
+"""The files of a model on disk: which checkpoint, its JSON, its tensors. Reading executes nothing."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tvmatch.condition import MOST_GUIDANCE, Guidance
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError
+from tvmatch.storage.files import expect_no_lfs_pointer, parse_json
+
+FORMAT = "tvmatch-model-1"
+Read = TypeVar("Read")
+
+
+def read_spec(path: str | Path) -> DataSpec:
+    """What the model of a checkpoint generates, without its weights.
+
+    Raises:
+        InputError: if the path holds no checkpoint of ours.
+    """
+    return of_newest(Path(path), _read_spec)
+
+
+def _read_spec(folder: Path) -> DataSpec:
+    file = folder / "model.json"
+    try:
+        return DataSpec.from_description(read_json(file, FORMAT)["data"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(file, f"not a model description of this version ({error})") from None
+
+
+def guidance_from(numbers: Any) -> Guidance:
+    """One weight, or a pair of them, from JSON; a TypeError or ValueError for anything else."""
+    low, high = map(float, numbers if isinstance(numbers, list) else [numbers] * 2)
+    if not 1 <= low <= high <= MOST_GUIDANCE:
+        raise ValueError(f"guidance {numbers}")
+    return (low, high) if isinstance(numbers, list) else low
+
+
+def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the checkpoint folder at `path`: itself, or the newest of a run folder.
+
+    A run that goes on may remove the newest while it is read; then the next one is read.
+
+    Raises:
+        InputError: from `read`, or if there is no checkpoint.
+    """
+    while True:
+        folder = find_checkpoint(path)
+        try:
+            return read(folder)
+        except (InputError, OSError):
+            if os.path.lexists(
+                folder / "model.json"
+            ):  # not removed, whatever it is: a folder, a link to nothing
+                raise
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder at `path`: itself, or the newest of a run folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if (path / "model.json").is_file():
+        return path
+    # Only finished ones, by number: step_900 comes before step_1000, and a folder still being written has
+    # another name.
+    found = [file.parent for file in path.glob("checkpoints/step_*/model.json")]
+    found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
+    if found:
+        return max(found, key=lambda folder: int(folder.name.removeprefix("step_")))
+    if path.exists():
+        raise InputError(path, "no checkpoint here (a folder with model.json, or a run folder)")
+    raise InputError(path, "no such file or folder")
+
+
+def read_json(path: Path, expected_format: str) -> dict[str, Any]:
+    """A JSON object whose `format` is as expected; an InputError otherwise."""
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "missing") from None
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"not readable as JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != expected_format:
+        raise InputError(path, f"its format is not {expected_format}")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
+    expect_no_lfs_pointer(path)
+    try:
+        return load_file(path, device="cpu")
+    except FileNotFoundError:
+        raise InputError(path, "missing") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(path, f"truncated or not a safetensors file ({error})") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; tied weights and views are written whole, since the format takes neither."""
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    save_file(own, path)
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy tensors into a module, every one and nothing else; an InputError names what does not fit."""
+    expect_tensors(module, tensors, source)
+    module.load_state_dict(tensors, strict=True)
+
+
+def expect_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Refuse other tensors than a module's, by an InputError that names what does not fit."""
+    expected = module.state_dict()
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise InputError(source, f"missing tensors {missing[:3]}, unexpected tensors {extra[:3]}")
+    for name, tensor in tensors.items():
+        own = expected[name]
+        if tensor.shape != own.shape or tensor.dtype != own.dtype:
+            raise InputError(
+                source,
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"the network's is {own.dtype} of shape {tuple(own.shape)}",
+            )

@@ -1,0 +1,110 @@
+"""Trained models read from disk, alone or with the autoencoder of their latents. Nothing is executed."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvmatch.data.spec import DataSpec
+from tvmatch.errors import InputError, NotRegisteredError
+from tvmatch.models.allocation import allocated, unallocated
+from tvmatch.models.base import BaseNetwork
+from tvmatch.models.registry import build_network, config_from
+from tvmatch.trained_model.files import (
+    FORMAT,
+    expect_tensors,
+    find_checkpoint,
+    guidance_from,
+    of_newest,
+    read_json,
+    read_tensors,
+)
+from tvmatch.trained_model.model import TrainedModel
+
+AUTOENCODER = "vae"  # the folder beside an exported model, called as in a pipeline
+
+
+def load_with_decoder(
+    checkpoint: str | Path, device: torch.device | str = "cpu", autoencoder: str | None = None
+) -> TrainedModel:
+    """A trained model ready to sample; one of latents comes with its autoencoder, on the same device.
+
+    Args:
+        checkpoint: a run folder (its newest checkpoint), a checkpoint, or a folder exported for the Hub.
+        device: where to put both.
+        autoencoder: where to load it from, a folder or a name on the Hub; by default from beside the model,
+            or from where it was loaded when the latents were made.
+
+    Raises:
+        InputError: if something is missing, or the autoencoder is another than the latents'.
+    """
+    model = load(checkpoint, device)
+    expected = model.spec.autoencoder
+    if expected is None and autoencoder is not None:
+        raise InputError("autoencoder", f"{checkpoint} generates {model.spec.kind} data, which need none")
+    if expected is not None:
+        # Here, because it imports diffusers
+        from tvmatch.data.latents.autoencoder import load_autoencoder
+
+        beside = find_checkpoint(Path(checkpoint)) / AUTOENCODER
+        source = autoencoder or (str(beside) if beside.is_dir() else expected.source)
+        model.decoder = load_autoencoder(source, model.device, expected=expected)
+    return model
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a trained model with its evaluation weights.
+
+    Args:
+        path: a run folder (its newest checkpoint) or one checkpoint folder.
+        device: where to put the network.
+
+    Raises:
+        InputError: if the path holds no checkpoint of ours, a damaged one, or one of an unregistered network.
+    """
+    return of_newest(Path(path), lambda folder: _load(folder, device))
+
+
+def _load(folder: Path, device: torch.device | str) -> TrainedModel:
+    file, source = folder / "model.json", folder / "model.safetensors"
+    description = read_json(file, FORMAT)
+    tensors = read_tensors(source)
+    try:
+        config, spec = config_from(description["network"]), DataSpec.from_description(description["data"])
+        build = partial(build_network, config, spec.shape, spec.class_count, seed=0)
+        network = unallocated(build, len(tensors))
+        model = described_model(description, network, spec)
+    except NotRegisteredError as error:  # nothing is imported: who registers it must have been before
+        raise error.within(file) from None
+    # RuntimeError: sizes that PyTorch cannot multiply.
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(file, f"not a model description of this version ({reason})") from None
+    expect_tensors(network, tensors, source)  # before there is memory for what may be any size
+    try:
+        network = allocated(network, build)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(file, f"no memory for this network ({reason})") from None
+    network.load_state_dict(tensors, strict=True)
+    model.network = network.requires_grad_(False).eval()
+    return model.to(device)
+
+
+def described_model(description: Mapping[str, Any], network: BaseNetwork, spec: DataSpec) -> TrainedModel:
+    """A network with the rest of what `TrainedModel.describe` says of a model.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: if the description lacks something or is out of range.
+    """
+    network.knows_dropped_labels = bool(description.get("label_dropout", True))
+    return TrainedModel(
+        network=network,
+        spec=spec,
+        scaled=bool(description["scaled"]),
+        guidance=guidance_from(description["guidance"]),
+        step=int(description["step"]),
+        provenance=dict(description["provenance"]),
+    )
