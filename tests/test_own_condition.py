@@ -1,6 +1,6 @@
 """A data set of embeddings with a mask and a network that reads them, in a whole run; no class is there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +238,15 @@ def test_distillation(tmp_path: Path) -> None:
     guided = 2 * velocity(batch.values, s, batch.condition) - velocity(batch.values, s)
     torch.testing.assert_close(told, guided, rtol=1e-5, atol=1e-6)  # a division and a product by w
     trainer.run()
+
+
+def test_a_teacher_of_other_embeddings_is_refused(tmp_path: Path) -> None:
+    tvmatch.train(config(guidance_weight=1.0), Captions(), tmp_path / "teacher", device="cpu")
+    others = Captions()
+    others.embeddings = torch.cat([others.embeddings, others.embeddings[..., :1]], 2)
+    others.spec = replace(Captions.spec, embedding_size=SIZE + 1)
+    student = config(teacher=str(tmp_path / "teacher"))
+    with pytest.raises(
+        InputError, match=r"^objective\.teacher: the data's embedding_size is 4 in .*, here it is 5"
+    ):
+        Trainer(student, others, tmp_path / "student", device="cpu")

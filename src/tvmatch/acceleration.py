@@ -32,7 +32,9 @@ WHOLE_UP_TO = 8
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "matmul", "_scaled_mm"})
 
 
-def accelerate(network: nn.Module, *, recompute: Recompute = "none", compiled: bool = False) -> None:
+def accelerate(
+    network: nn.Module, *, recompute: Recompute = "none", compiled: bool = False, backend: str | None = None
+) -> None:
     """Make training steps of a network smaller or faster, in place.
 
     Args:
@@ -41,6 +43,7 @@ def accelerate(network: nn.Module, *, recompute: Recompute = "none", compiled: b
             of the blocks (norms, modulation, activations), keeping the results of matrix products and of
             attention; or everything within a block, keeping its inputs alone.
         compiled: `torch.compile` the network, without graph breaks and for one shape of its inputs.
+        backend: of `torch.compile`, by default Inductor, which needs a compiler of C++ on a CPU.
 
     Raises:
         InputError: if something is to be recomputed and the network has no blocks, or there is no compiler.
@@ -53,10 +56,15 @@ def accelerate(network: nn.Module, *, recompute: Recompute = "none", compiled: b
         for block in blocks:
             _replace_forward(block, _recomputing(type(block).forward, recompute))
     if compiled:
-        _require_compiler(network)
+        if backend is None:
+            _require_compiler(network)
+        options: dict[str, Any] = {} if backend is None else {"backend": backend}
         for module in blocks if len(blocks) > WHOLE_UP_TO else [network]:
             assert isinstance(module.forward, MethodType)
-            _replace_forward(module, torch.compile(module.forward.__func__, fullgraph=True, dynamic=False))
+            compiled_forward = torch.compile(
+                module.forward.__func__, fullgraph=True, dynamic=False, **options
+            )
+            _replace_forward(module, compiled_forward)
 
 
 def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> None:

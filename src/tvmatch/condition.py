@@ -85,6 +85,9 @@ class Condition(NamedTuple):
             if self.mask is not None:
                 raise InputError("mask", "there are no embeddings that it is for")
             return
+        for name, value in (("embeddings", self.embeddings), ("mask", self.mask)):
+            if value is not None and not isinstance(value, Tensor):
+                raise InputError(name, f"must be a tensor, got {type(value).__name__}")
         sizes = self.embeddings.shape[1:]
         _expect_vectors("embeddings", self.embeddings, x, sizes, 3, torch.is_floating_point)
         if self.mask is not None:

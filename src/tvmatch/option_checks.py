@@ -8,20 +8,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tvmatch.errors import InputError
 
-PAIR_OF_NUMBERS = "a pair of numbers like [1,2]"
-PAIR_OF_WHOLE_NUMBERS = "a pair of whole numbers like [1,2]"
-LIST_OF_NUMBERS = "a list of numbers like [1,2,3]"
-THREE_WHOLE_NUMBERS = "three whole numbers like [4,32,32]"
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     str: "text",
     type(None): "null",
-    tuple[float, float]: PAIR_OF_NUMBERS,
-    tuple[int, int]: PAIR_OF_WHOLE_NUMBERS,
-    tuple[float, ...]: LIST_OF_NUMBERS,
-    tuple[int, int, int]: THREE_WHOLE_NUMBERS,
+    tuple[float, float]: "a pair of numbers like [1,2]",
+    tuple[int, int]: "a pair of whole numbers like [1,2]",
+    tuple[float, ...]: "a list of numbers like [1,2,3]",
+    tuple[int, int, int]: "three whole numbers like [4,32,32]",
 }
 
 
@@ -59,7 +55,7 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         InputError: naming the option and the value.
     """
     if not _fits(value, kind):
-        raise InputError(name, f"must be {_words(kind)}, got {value!r}")
+        raise InputError(name, f"must be {type_in_words(kind)}, got {value!r}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -82,12 +78,13 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
-def _words(kind: Any) -> str:
+def type_in_words(kind: Any) -> str:
+    """An annotation as the words of a message: "a whole number or null"."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_words, parts))
+        return " or ".join(map(type_in_words, parts))
     return _WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 

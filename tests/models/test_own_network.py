@@ -21,6 +21,7 @@ from tvmatch.acceleration import accelerate
 from tvmatch.check import Setting, check_network, own_case
 from tvmatch.cli import main
 from tvmatch.config import Config
+from tvmatch.config.parser import parse_config
 from tvmatch.interop import hub
 from tvmatch.models import (
     BaseNetwork,
@@ -35,6 +36,7 @@ from tvmatch.models import (
     register_network,
     registry,
 )
+from tvmatch.objectives import FlowMatching
 from tvmatch.training import Trainer
 
 
@@ -452,3 +454,77 @@ def test_a_name_belongs_to_one_network() -> None:
 
     with pytest.raises(InputError, match="config_class: Kind has a field kind"):
         register_network("none", Kind, Plain)
+
+
+def test_options_without_a_default_are_named() -> None:
+    """A parser needs a default of each option; from Python the configuration is made by the user."""
+
+    @dataclass
+    class Wide:
+        width: int
+        depth: int = 1
+
+    class WideNetwork(Plain):
+        pass
+
+    register_network("wide", Wide, WideNetwork)
+    with pytest.raises(InputError, match=r"network\.kind: Wide has no default for width"):
+        parse_config({"data": {"kind": "digits"}, "network": {"kind": "wide", "width": 3}}, "mine.yaml")
+    assert kind_of(Wide(3)) == "wide"
+
+
+@dataclass
+class NormedConfig:
+    width: int = 8
+
+
+class Normed(nn.Module):
+    """A network with running statistics, a frozen parameter, and one that is never used."""
+
+    def __init__(
+        self, config: NormedConfig, shape: tuple[int, ...], class_count: int, *, seed: Any = None
+    ) -> None:
+        super().__init__()
+        size = shape[0] * shape[1] * shape[2]
+        self.enter, self.norm = nn.Linear(size + 2, config.width), nn.BatchNorm1d(config.width)
+        self.leave = nn.Linear(config.width, size)
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        numbers = torch.cat([x.flatten(1), t[:, None], s[:, None]], 1)
+        return self.leave(torch.relu(self.norm(self.enter(numbers)))).view_as(x) * self.frozen
+
+
+def test_statistics_and_parameters_without_a_gradient(tmp_path: Path) -> None:
+    """The samples' copy has the trained network's running statistics; the checkpoint resumes bit for bit."""
+    register_network("normed", NormedConfig, Normed)
+    whole, parts = (tiny_config(4), tiny_config(4))
+    for made in (whole, parts):
+        made.network, made.objective = NormedConfig(), FlowMatching()
+    trainer = Trainer(whole, images(), tmp_path / "whole", device="cpu")
+    model = trainer.run()
+    trained_norm, saved_norm = trainer.state.network.norm, model.network.norm
+    assert not torch.equal(saved_norm.running_mean, torch.zeros(8))
+    assert torch.equal(saved_norm.running_mean, trained_norm.running_mean)
+    assert torch.equal(saved_norm.num_batches_tracked, trained_norm.num_batches_tracked)
+    Trainer(parts, images(), tmp_path / "parts", device="cpu").run(until=2)
+    Trainer(parts, images(), tmp_path / "parts", device="cpu", resume=tmp_path / "parts").run()
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_dry_run_of_a_network_without_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    register_network("normed", NormedConfig, Normed)
+    assert (
+        main(["train", "digits", "--network.kind=normed", "--dry_run", "--objective.name=flow_matching"]) == 0
+    )
+
+
+def test_embeddings_need_a_network_that_reads_them() -> None:
+    with pytest.raises(InputError, match=r"network: MLP.*no argument embeddings, .*of size 4"):
+        build_network(MLPConfig(), (2,), embedding_size=4)
+    network = build_network(SmallConfig(), (1, 4, 4), 3)
+    x, t = torch.zeros(2, 1, 4, 4), torch.zeros(2)
+    with pytest.raises(TypeError, match=r"embeddings: SmallNetwork\.forward has no such argument"):
+        network(x, t, t, embeddings=torch.zeros(2, 3, 4))

@@ -17,14 +17,7 @@ from tvmatch.config.sections import (
 )
 from tvmatch.config.yaml_files import flattened
 from tvmatch.errors import InputError
-from tvmatch.option_checks import (
-    LIST_OF_NUMBERS,
-    PAIR_OF_NUMBERS,
-    PAIR_OF_WHOLE_NUMBERS,
-    THREE_WHOLE_NUMBERS,
-    check_value,
-    suggestion,
-)
+from tvmatch.option_checks import check_value, suggestion, type_in_words
 
 
 class OneLineParser(ArgumentParser):
@@ -34,12 +27,22 @@ class OneLineParser(ArgumentParser):
         super().__init__(allow_abbrev=False, exit_on_error=True, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what went wrong as an `InputError`."""
-        text = readable(str(message))
+        """Raise an `InputError` that names the option, the type that it needs and the value."""
+        text = " ".join(line.strip(" -") for line in str(message).splitlines()).removeprefix("Parser key ")
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
         if unknown:
-            text = f"{unknown[1]}: no such option{suggestion(unknown[1], self._option_string_actions)}"
-        raise InputError(text) from None
+            known = suggestion(unknown[1], self._option_string_actions)
+            raise InputError(unknown[1], f"no such option{known}") from None
+        wrong = re.match(r'"(.+?)": .*(?:Got|Given) value: (.*)', text)
+        kind = None if wrong is None else self.types().get(wrong[1])
+        if wrong is None or kind is None:
+            raise InputError(text) from None
+        raise InputError(wrong[1], f"must be {type_in_words(kind)}, got {wrong[2]}") from None
+
+    def types(self) -> dict[str, Any]:
+        """The type of each option that has one, by its dotted name."""
+        kinds = {action.dest: getattr(action, "_typehint", None) or action.type for action in self._actions}
+        return {name: kind for name, kind in kinds.items() if kind is not None}
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
         """As jsonargparse's, which lets through what `float` says of a whole number beyond its range."""
@@ -47,36 +50,6 @@ class OneLineParser(ArgumentParser):
             return super().parse_args(*arguments, **options)
         except OverflowError as error:
             raise InputError(f"a number among the options is too large ({error})") from None
-
-
-_TYPES = {
-    r"<class 'int'>": "a whole number",
-    r"<class 'float'>": "a number",
-    r"<class 'bool'>": "true or false",
-    r"<class 'str'>": "text",
-    r"<class 'NoneType'>": "null",
-    r"tuple\[float, \.\.\.\]": LIST_OF_NUMBERS,
-    r"tuple\[int, int, int\]": THREE_WHOLE_NUMBERS,
-    r"tuple\[float, float\]|tuple with 2 elements|<class 'tuple'>": PAIR_OF_NUMBERS,
-    r"tuple\[int, int\]": PAIR_OF_WHOLE_NUMBERS,
-    r"typing\.Literal\[(.*?)\]": r"one of \1",
-    r"^\[(.*), (.*)\]$": r"\1 or \2",
-}
-
-
-def readable(message: str) -> str:
-    """jsonargparse's nested, multi-line report as one line: `training.steps: must be …, got …`."""
-    text = " ".join(stripped for line in message.splitlines() if (stripped := line.strip(" -")))
-    text = text.removeprefix("Parser key ")
-    match = re.fullmatch(r'"(.+?)": Expected an? (.*)\. Got value: (.*)', text) or re.fullmatch(
-        r'"(.+?)": Does not validate .* Subtypes: (\[.*\]) Errors: .* Given value: (.*)', text
-    )
-    if not match:
-        return text
-    key, kind, value = match.groups()
-    for pattern, words in _TYPES.items():
-        kind = re.sub(pattern, words, kind)
-    return f"{key}: must be {kind}, got {value}"
 
 
 def config_parser(cls: type[Config], **options: Any) -> OneLineParser:
@@ -110,11 +83,11 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
             raise InputError(source, f"{key}: no such option{suggestion(key, known)}")
         if key in sections:
             raise InputError(source, f"{key}: must be a section of options, got {value!r}")
-    kinds = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
+    kinds = parser.types()
     try:
         for key, value in values.items():
             # Null, which jsonargparse takes for any type; --out and --resume are null without a value.
-            if value is None and kinds[key] is not None and parser.get_default(key) is not None:
+            if value is None and key in kinds and parser.get_default(key) is not None:
                 check_value(key, value, kinds[key])
         checked = parser.parse_object(values)
     except InputError as error:

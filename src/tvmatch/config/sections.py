@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from tvmatch.config.schema import Config
 from tvmatch.data.config import DATA_KINDS
@@ -105,7 +105,7 @@ def with_present_names(content: Mapping[str, Any], source: str) -> dict[str, Any
 
 def present_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments with the options of earlier versions under their present names."""
-    return [re.sub(r"^--times\.", "--objective.times.", argument) for argument in arguments]
+    return [re.sub(r"^--times(?=[.=]|$)", "--objective.times", argument) for argument in arguments]
 
 
 def with_chosen_kinds(content: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
@@ -141,6 +141,13 @@ def config_class(content: Mapping[str, Any]) -> type[Config]:
             for field in dataclasses.fields(cls)
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         ]
+        hints = get_type_hints(cls)
+        if any(hints[name] is not str for name in required):
+            raise InputError(
+                f"{section}.{option}",
+                f"{cls.__name__} has no default for {', '.join(required)}; configuration files and the "
+                "command line need one",
+            )
         # What a kind of data demands (a path) is empty until it is given.
         empty = cls(**dict.fromkeys(required, ""))
         fields.append((section, cls, dataclasses.field(default_factory=partial(copy.deepcopy, empty))))

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 from types import ModuleType
 from typing import Any
 
@@ -33,19 +33,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from tvmatch import acceleration
 from tvmatch.attention import attention, operators
 from tvmatch.config.schema import Config
 from tvmatch.data.base import Batch
 from tvmatch.data.spec import DataSpec
-from tvmatch.dry_run.tracker import PARTS, Observer, size_of
+from tvmatch.dry_run.tracker import PARTS, StepTracker, size_of
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
-from tvmatch.models import layers
+from tvmatch.models import build_network, layers
+from tvmatch.models.base import answers_of
 from tvmatch.training.state import TrainingState, accelerate_training, initial_state
 from tvmatch.training.step import draw_inputs, training_step
 
 _addcmul = torch.addcmul
+# All of the compiler but code generation: what is kept for the backward pass is decided by then.
+PARTITION = "aot_eager_decomp_partition"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Estimate:
     """What one training step on one device needs. Memory is in bytes.
 
     Attributes:
-        parameters: of the network, by part (embeddings, blocks, head).
+        parameters: of the network, by part.
         rows: elements that go through the network at a time.
         weights: of the network.
         gradients: of the weights.
@@ -130,30 +132,30 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
         stack.enter_context(_without_memory())
         state = _initial_state(config, spec)
         if training.compile:
-            stack.enter_context(_compiled_without_code())
+            stack.enter_context(_quiet_compiler())
         if on_gpu:
             stack.enter_context(_as_on_a_gpu(compiled=training.compile))
-        accelerate_training(state, training)
+        accelerate_training(state, training, backend=PARTITION)
         inputs = draw_inputs(_batch(spec, rows), spec, config, 0, torch.device("cpu"))
-        observer = Observer(state)
+        tracker = StepTracker(state)
         for tensor in tree_leaves(tuple(inputs)):
             if tensor is not None:
-                observer.watch(tensor)
+                tracker.watch(tensor)
         target = state.network if state.target is None else state.target.network
-        with observer:
+        with tracker:
             autocast = _autocast(config, on_gpu)
             training_step(state.network, target, state.optimizer, inputs, config, 0, autocast)
             for average in (state.target, state.evaluation):
                 if average is not None:
                     average.update(state.network, 1)
     weights = size_of(*state.network.parameters(), *state.network.buffers())
-    gradients = size_of(*state.network.parameters())
+    gradients = size_of(*_trained(state.network))
     moments = size_of(*(x for moments in state.optimizer.state.values() for x in moments.values()))
     target_size = 0 if state.target is None else weights
     # From the second part of a batch on, there are gradients of all weights from the start.
-    peak, gradients_then = observer.peak, observer.gradients_at_peak
+    peak, gradients_then = tracker.peak, tracker.gradients_at_peak
     if parts > 1:
-        peak, gradients_then = observer.peak_of_rest + gradients, gradients
+        peak, gradients_then = tracker.peak_of_rest + gradients, gradients
     return Estimate(
         parameters=parameter_counts(state.network),
         rows=rows,
@@ -162,19 +164,29 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
         moments=moments,
         target=target_size,
         evaluation=weights,
-        held=observer.held,
+        held=tracker.held,
         peak=peak + 2 * weights + moments + target_size,
         gradients_at_peak=gradients_then,
-        flops={name: observer.flops[name] * parts for name in PARTS if observer.flops[name]},
+        flops={name: tracker.flops[name] * parts for name in PARTS if tracker.flops[name]},
     )
 
 
+def has_blocks(config: Config, spec: DataSpec) -> bool:
+    """Whether the network of a configuration has blocks that can be recomputed."""
+    with torch.device("meta"):
+        network = build_network(config.network, spec.shape, spec.class_count)
+    return bool(network.dual_blocks())
+
+
 def parameter_counts(network: nn.Module) -> dict[str, int]:
-    """Parameters of the embeddings (of patches, times, guidance and labels), the blocks and the head."""
-    counts = {"embeddings": 0, "blocks": 0, "head": 0}
+    """Parameters of embeddings, blocks and head; of a network without blocks, of each of its attributes."""
+    has_blocks = bool(answers_of(network).dual_blocks())
+    counts = dict.fromkeys(("embeddings", "blocks", "head") if has_blocks else (), 0)
     for name, parameter in network.named_parameters():
-        part = "blocks" if name.startswith("blocks.") else "head" if name.startswith("head") else "embeddings"
-        counts[part] += parameter.numel()
+        part = name.partition(".")[0]
+        if has_blocks and part not in counts:
+            part = "head" if part.startswith("head") else "embeddings"
+        counts[part] = counts.get(part, 0) + parameter.numel()
     return counts
 
 
@@ -184,11 +196,15 @@ def parameter_counts(network: nn.Module) -> dict[str, int]:
 def _initial_state(config: Config, spec: DataSpec) -> TrainingState:
     """As `Trainer` makes it, and with AdamW's moments, which it makes in its first step."""
     state = initial_state(config, spec, None)  # PyTorch cannot move tensors without memory
-    for parameter in state.network.parameters():
+    for parameter in _trained(state.network):
         parameter.grad = torch.empty_like(parameter)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     return state
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _batch(spec: DataSpec, count: int) -> Batch:
@@ -202,13 +218,17 @@ def _autocast(config: Config, on_gpu: bool) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
+class _FakeTensors(FakeTensorMode):
+    """A mode that copies of its tensors share: the averages are deep copies of the network."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_FakeTensors":
+        return self
+
+
 @contextmanager
 def _without_memory() -> Iterator[None]:
     """Tensors made here have a shape and no memory."""
-    mode = FakeTensorMode()
-    # The averages are deep copies of the network, whose tensors hold their mode: there must be one alone.
-    mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
-    with warnings.catch_warnings(), mode:
+    with warnings.catch_warnings(), _FakeTensors():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield
 
@@ -241,7 +261,10 @@ def _kernel_attention(q: Dual, k: Dual, v: Dual) -> Dual:
 
 
 def _addcmul_of_cuda(*operands: Tensor, value: float = 1) -> Tensor:
-    """CUDA's autocast brings the operands to their widest precision first; a CPU's does not."""
+    """CUDA's autocast brings the operands to their widest precision first; a CPU's does not.
+
+    A `TorchFunctionMode` cannot do this: it is not active where the backward pass computes again.
+    """
     if torch.is_autocast_enabled("cpu"):
         widest = reduce(torch.promote_types, (x.dtype for x in operands))
         operands = tuple(x.to(widest) for x in operands)
@@ -249,18 +272,13 @@ def _addcmul_of_cuda(*operands: Tensor, value: float = 1) -> Tensor:
 
 
 @contextmanager
-def _compiled_without_code() -> Iterator[None]:
-    """All of the compiler but writing code: by then it is decided what is kept for the backward pass."""
-    compile_ = partial(torch.compile, backend="aot_eager_decomp_partition")
+def _quiet_compiler() -> Iterator[None]:
+    """The compiler without its warnings, which the run itself will give, and without what it remembers."""
     disabled = logging.root.manager.disable
     torch.compiler.reset()
     try:
-        logging.disable(logging.WARNING)  # what it says of recomputation, the run itself says again
-        with (
-            _replaced(torch, "compile", compile_),
-            _replaced(acceleration, "_require_compiler", lambda network: None),
-        ):
-            yield
+        logging.disable(logging.WARNING)
+        yield
     finally:
         logging.disable(disabled)
         torch.compiler.reset()

@@ -27,7 +27,7 @@ BACKWARD = "backward"
 PARTS = (FORWARD_DUAL, FORWARD, FORWARD_TARGET, FORWARD_UNCONDITIONAL, BACKWARD)
 
 
-class Observer(TorchDispatchMode):
+class StepTracker(TorchDispatchMode):
     """Counts the bytes of living storages and the FLOPs of the operators that are called meanwhile.
 
     Attributes:
@@ -52,7 +52,8 @@ class Observer(TorchDispatchMode):
             self._storages[tensor.untyped_storage()._cdata] = None
         self._with_gradient: set[Tensor] = set()
         for parameter in state.network.parameters():
-            parameter.register_post_accumulate_grad_hook(self._accumulated)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._accumulated)
         for network in {state.network, state.network if state.target is None else state.target.network}:
             network.register_forward_pre_hook(self._enter_network)
             network.register_forward_hook(self._leave_network)

@@ -92,7 +92,7 @@ class BaseNetwork(nn.Module):
     def dual_blocks(self) -> Sequence[nn.Module]:
         """Modules of the same class that follow each other, each a map of Duals (x, activated) to a Dual.
 
-        They are recomputed, compiled and sharded one by one. Default: none.
+        They are recomputed, compiled and sharded one by one, and must not draw random numbers. Default: none.
         """
         return ()
 

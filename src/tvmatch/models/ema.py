@@ -1,6 +1,7 @@
 """Exponential moving averages of a network's parameters."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ class ParameterAverage:
     """
 
     def __init__(self, network: nn.Module, rate: float, *, warmup: bool) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        # Buffers are cloned: deepcopy fails for those of a dry run, which have no memory.
+        cloned: dict[int, Any] = {id(buffer): buffer.clone() for buffer in network.buffers()}
+        self.network = copy.deepcopy(network, cloned).requires_grad_(False).eval()
         self.rate = rate
         self.warmup = warmup
 
@@ -30,3 +33,5 @@ class ParameterAverage:
         averages: list[Tensor] = list(self.network.parameters())
         current: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, current, 1 - rate)
+        for copied, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            copied.copy_(buffer)  # running statistics, which are averages themselves

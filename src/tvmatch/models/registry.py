@@ -163,7 +163,12 @@ def config_from(content: Mapping[str, Any]) -> Any:
 
 
 def build_network(
-    config: Any, shape: tuple[int, ...], class_count: int = 0, seed: int | None = None
+    config: Any,
+    shape: tuple[int, ...],
+    class_count: int = 0,
+    seed: int | None = None,
+    *,
+    embedding_size: int | None = None,
 ) -> BaseNetwork:
     """The network of a configuration, with initial weights in float32 on PyTorch's default device.
 
@@ -172,16 +177,20 @@ def build_network(
         shape: of one element of the data.
         class_count: number of classes K; 0 for an unconditional network.
         seed: of the initial weights; None leaves it to the network.
+        embedding_size: of the data's embeddings; None for data without.
 
     Raises:
         InputError: if its class is not registered, or the network does not fit the data.
     """
     cls = network_class_of(config)
-    if class_count and "labels" not in optional_arguments(cls):
-        raise InputError(
-            "network",
-            f"{cls.__name__}.forward has no argument labels, and the data have {class_count} classes",
-        )
+    needed = {"labels": f"{class_count} classes"} if class_count else {}
+    if embedding_size is not None:
+        needed["embeddings"] = f"embeddings of size {embedding_size}"
+    for argument, what in needed.items():
+        if argument not in optional_arguments(cls):
+            raise InputError(
+                "network", f"{cls.__name__}.forward has no argument {argument}, the data have {what}"
+            )
     with nullcontext() if seed is None or cls.draws_from_seed else _global_seed(seed):
         network: BaseNetwork = cls(config, shape, class_count, seed=seed)
     if not hasattr(network, "config"):

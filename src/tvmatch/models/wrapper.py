@@ -110,7 +110,12 @@ class ThroughJVP:
             "embeddings": embeddings,
             "mask": mask,
         }
-        extras = {name: extras[name] for name in optional_arguments(type(self))}
+        accepted = optional_arguments(type(self))
+        given = [name for name, value in extras.items() if value is not None and name != "guidance_weight"]
+        unknown = [name for name in given if name not in accepted]
+        if unknown:  # a weight that is the same for all samples need not be an input
+            raise TypeError(f"{unknown[0]}: {type(self).__name__}.forward has no such argument")
+        extras = {name: extras[name] for name in accepted}
         return _call(super().forward, (x, t, s), extras)  # type: ignore[misc]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.condition import Condition, Guidance
+from tvmatch.errors import InputError
 from tvmatch.flow_map import Network
 from tvmatch.seeds import RowDraws
 
@@ -96,8 +97,34 @@ class Objective:
         """
         raise NotImplementedError
 
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raise an InputError if `draw` gives no time that a term belongs to."""
+        for term, time in self.term_times.items():
+            if time not in inputs.times:
+                raise InputError(
+                    "objective",
+                    f"the term {term} belongs to the time {time}, draw gives {sorted(inputs.times)}",
+                )
+
+    def check_loss(self, loss: Loss, count: int) -> None:
+        """Raise an InputError unless a loss of `count` samples is a scalar with the terms of `term_times`."""
+        if loss.loss.ndim:
+            raise InputError("objective", f"the loss must be a scalar, got shape {tuple(loss.loss.shape)}")
+        if loss.terms.keys() != self.term_times.keys():
+            raise InputError(
+                "objective",
+                f"the loss has the terms {sorted(loss.terms)}, term_times {sorted(self.term_times)}",
+            )
+        for name, values in loss.terms.items():
+            if values.shape != (count,):
+                raise InputError(
+                    "objective", f"the term {name} must have shape ({count},), got {tuple(values.shape)}"
+                )
+
     def network_times(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The times (t, s) of the pass in which the network carries a tangent, or else of its first pass."""
+        if "t" not in inputs.times:
+            raise InputError("objective", f"{type(self).__name__} draws no time t: override network_times")
         t = inputs.times["t"]
         return t, inputs.times.get("s", t)
 

@@ -8,6 +8,8 @@ from tvmatch.errors import InputError
 from tvmatch.objectives.base import Objective
 
 Class = TypeVar("Class", bound=type[Objective])
+LOGGED = {"step", "loss", "gradient_norm", "learning_rate"}
+"""Names of the log that no term may have."""
 _CLASSES: dict[str, type[Objective]] = {}
 
 
@@ -19,12 +21,21 @@ def register_objective(name: str) -> Callable[[Class], Class]:
         class Mine(Objective): ...
 
     Raises:
-        InputError: if another objective has the name.
+        InputError: if another objective has the name, or a term has a name of the log's own.
     """
 
     def register(objective_class: Class) -> Class:
-        if _CLASSES.setdefault(name, objective_class) is not objective_class:
+        taken = LOGGED & getattr(objective_class, "term_times", {}).keys()
+        if taken:
+            raise InputError("term_times", f"the log has a quantity {taken.pop()} already; rename the term")
+        known = _CLASSES.get(name, objective_class)
+        # A class of the same place is the same one, defined again: a notebook's cell, a module reloaded.
+        if (known.__module__, known.__qualname__) != (
+            objective_class.__module__,
+            objective_class.__qualname__,
+        ):
             raise InputError("name", f"an objective {name!r} is registered already")
+        _CLASSES[name] = objective_class
         return objective_class
 
     return register

@@ -152,19 +152,24 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _expect_groups(groups: dict[str, dict[str, Tensor]], state: TrainingState, source: Path) -> None:
-    expected = {"network"} | ({"target"} if state.target is not None else set())
-    if not expected <= groups.keys():
-        raise InputError(source, f"holds {sorted(groups)}, the configuration needs {sorted(expected)}")
+    if "network" not in groups:
+        raise InputError(source, f"holds no network, only {sorted(groups)}")
+    if state.target is not None and "target" not in groups:
+        raise InputError(source, "holds no target average, which objective.target_ema above 0 needs")
 
 
 def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
-    """AdamW's moments, which are absent before the first step."""
+    """AdamW's moments. There are none before the first step, and of parameters without a gradient."""
     if state.step == 0:
         return
+    if not {"exp_avg", "exp_avg_sq"} <= groups.keys():
+        raise InputError(source, "holds no moments of AdamW: exp_avg and exp_avg_sq are missing")
     for name, parameter in state.network.named_parameters():
+        if name not in groups["exp_avg"] and name not in groups["exp_avg_sq"]:
+            continue
         moments = {}
         for moment in ("exp_avg", "exp_avg_sq"):
-            tensor = groups.get(moment, {}).get(name)
+            tensor = groups[moment].get(name)
             if tensor is None or tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
                 raise InputError(
                     source, f"{moment}/{name} is missing, or of another shape or type than the parameter"

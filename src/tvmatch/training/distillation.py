@@ -98,7 +98,7 @@ def load_teacher(spec: DataSpec, objective: Objective, device: torch.device) -> 
 
 def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -> None:
     """Refuse a checkpoint of data of another kind, shape, normalisation or autoencoder, by InputError."""
-    for name in ("kind", "shape", "mean", "std"):
+    for name in ("kind", "shape", "mean", "std", "embedding_size"):
         there, here = getattr(theirs, name), getattr(ours, name)
         same = agree(there, here, ours.std) if name in ("mean", "std") else there == here
         if not same:

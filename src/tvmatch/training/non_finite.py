@@ -62,6 +62,8 @@ def describe(
     """
     terms = [_Term(name, time, inputs.times[time]) for name, time in term_times.items()]
     found = _broken_data(inputs.x0) or _broken_terms(loss, terms)
+    if found is None and not torch.isfinite(loss.loss):
+        found = "the loss, of which every term is finite"
     found = found or _broken_gradient(terms, network, loss_of_rows, rows_at_once)
     return f"step {step}: not finite: {found}"
 

@@ -44,7 +44,13 @@ def untrained_network(config: Config, spec: DataSpec) -> BaseNetwork:
     """
     try:
         with torch.device("cpu"):  # whatever PyTorch's default is
-            return build_network(config.network, spec.shape, spec.class_count, config.seed)
+            return build_network(
+                config.network,
+                spec.shape,
+                spec.class_count,
+                config.seed,
+                embedding_size=spec.embedding_size,
+            )
     except RuntimeError as error:
         if "allocate memory" not in str(error) and "Storage size" not in str(error):
             raise
@@ -86,10 +92,13 @@ def initial_state(
 
 
 def accelerate_training(
-    state: TrainingState, training: TrainingConfig, teacher: nn.Module | None = None
+    state: TrainingState,
+    training: TrainingConfig,
+    teacher: nn.Module | None = None,
+    backend: str | None = None,
 ) -> None:
     """Apply recomputation and compilation to all networks but the evaluation average, which is saved."""
-    accelerate(state.network, recompute=training.recompute, compiled=training.compile)
+    accelerate(state.network, recompute=training.recompute, compiled=training.compile, backend=backend)
     for network in (None if state.target is None else state.target.network, teacher):
         if network is not None:
-            accelerate(network, compiled=training.compile)
+            accelerate(network, compiled=training.compile, backend=backend)

@@ -56,7 +56,9 @@ def draw_inputs(
     if not rows:
         raise InputError("batch", "there are no elements in it")
     x0, draws = spec.normalize(batch.values), RowDraws(config.seed, "step", step)
-    return config.objective.draw(x0, batch.condition, spec.class_count, draws, rows).to(device)
+    inputs = config.objective.draw(x0, batch.condition, spec.class_count, draws, rows).to(device)
+    config.objective.check_inputs(inputs)
+    return inputs
 
 
 def training_step(
@@ -89,7 +91,9 @@ def training_step(
     def loss_of_rows(which: slice | Tensor) -> Loss:
         part = inputs.rows(which)
         with autocast:
-            return config.objective.loss(network, target, part)
+            loss = config.objective.loss(network, target, part)
+        config.objective.check_loss(loss, len(part.x0))
+        return loss
 
     optimizer.zero_grad(set_to_none=True)
     count = len(inputs.x0)
