@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
@@ -34,36 +34,45 @@ MODEL_FILES = (
 )
 
 
+class Card(TypedDict, total=False):
+    """What goes with a model into its folder and onto its card, all of it optional.
+
+    Attributes:
+        metrics: files that `tvmatch evaluate` wrote (metrics.json, metrics_inception.json, …).
+        samples: a picture, or the path of a PNG; `tvmatch.pictures.image_grid` draws one.
+        config: the config.yaml of the run.
+        license: of the weights, as the Hub writes it, such as "cc-by-4.0".
+    """
+
+    metrics: Sequence[str | Path]
+    samples: "Image | str | Path | None"
+    config: str | Path | None
+    license: str | None
+
+
 def save_pretrained(
     model: TrainedModel,
     folder: str | Path,
     *,
-    metrics: Sequence[str | Path] = (),
-    samples: "Image | str | Path | None" = None,
-    config: str | Path | None = None,
     autoencoder: "Autoencoder | None" = None,
-    license: str | None = None,
     repo_id: str | None = None,
+    **card: Unpack[Card],
 ) -> None:
     """Write a new folder that `from_pretrained` and `tvmatch.load` read, with a model card.
 
     Args:
         model: to be saved.
         folder: must not exist yet.
-        metrics: files of figures that `tvmatch evaluate` wrote (metrics.json, metrics_inception.json, …), to
-            be kept beside the model and shown on the card.
-        samples: a picture for the card, or the path of a PNG; `tvmatch.pictures.image_grid` draws one.
-        config: the config.yaml of the run, to be kept beside the model and shown on the card.
-        autoencoder: of a model of latents, to put beside it (`model.decoder`, if it came from
+        autoencoder: of a model of latents, to save beside it (`model.decoder`, if it came from
             `load_autoencoder`). Without it the folder names the one that the latents were made with.
-        license: of the weights, as the Hub writes it, such as "cc-by-4.0".
-        repo_id: "user/name" it is going to have on the Hub, for the example on the card.
+        repo_id: "user/name" on the Hub, for the example on the card.
+        **card: see `Card`.
 
     Raises:
         InputError: if the folder exists, the autoencoder is not that of the model's latents, or a file of
-            figures is none.
+            metrics is not one.
         OSError: if the folder cannot be written.
-        TypeError: if the network is neither a DiT nor an MLP.
+        TypeError: if the network is not of a registered kind.
     """
     folder = Path(folder)
     if folder.exists():
@@ -74,15 +83,7 @@ def save_pretrained(
         autoencoder.check(model.spec.autoencoder)
     with new_folder(folder) as unfinished:
         model.save(unfinished)
-        write_card(
-            model,
-            unfinished,
-            metrics=metrics,
-            samples=samples,
-            config=config,
-            license=license,
-            repo_id=repo_id,
-        )
+        write_card(model, unfinished, repo_id=repo_id, **card)
         if autoencoder is not None:
             autoencoder.network.save_pretrained(unfinished / AUTOENCODER, safe_serialization=True)
 
@@ -91,18 +92,20 @@ def write_card(
     model: TrainedModel,
     folder: Path,
     *,
-    metrics: Sequence[str | Path] = (),
-    samples: "Image | str | Path | None" = None,
-    config: str | Path | None = None,
-    license: str | None = None,
-    repo_id: str | None = None,
     pipeline: bool = False,
+    repo_id: str | None = None,
+    **card: Unpack[Card],
 ) -> None:
-    """Write the card and the files that go with it into an existing folder; see `save_pretrained`.
+    """Write the card and the files that go with it into an existing folder.
 
     Args:
+        model: to be described.
+        folder: of the model.
         pipeline: whether the folder holds a pipeline of `tvmatch.diffusers`.
+        repo_id: as for `save_pretrained`.
+        **card: see `Card`.
     """
+    metrics, samples, config = card.get("metrics", ()), card.get("samples"), card.get("config")
     figures = [_read_metrics(Path(path)) for path in metrics]
     for path in map(Path, metrics):
         shutil.copyfile(path, folder / path.name)
@@ -112,16 +115,16 @@ def write_card(
         samples.save(folder / "samples.png", format="PNG")
     if config is not None:
         shutil.copyfile(config, folder / "config.yaml")
-    card = model_card(
+    text = model_card(
         model,
         metrics=figures,
         samples=samples is not None,
         config=None if config is None else Path(config).read_text(encoding="utf-8"),
-        license=license,
+        license=card.get("license"),
         repo_id=repo_id,
         pipeline=pipeline,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -143,11 +146,8 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
     commit_message: str = "Upload a model of tvmatch",
-    metrics: Sequence[str | Path] = (),
-    samples: "Image | str | Path | None" = None,
-    config: str | Path | None = None,
     autoencoder: "Autoencoder | None" = None,
-    license: str | None = None,
+    **card: Unpack[Card],
 ) -> str:
     """Put a model on the Hub as `save_pretrained` writes it, as one commit.
 
@@ -157,7 +157,8 @@ def push_to_hub(
         private: whether a new repository is.
         token: of the Hub; by default that of `hf auth login`.
         commit_message: of the commit.
-        metrics, samples, config, autoencoder, license: as for `save_pretrained`.
+        autoencoder: as for `save_pretrained`.
+        **card: see `Card`.
 
     Returns:
         The repository's address.
@@ -168,16 +169,7 @@ def push_to_hub(
     check_repository_name(repo_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        save_pretrained(
-            model,
-            folder,
-            metrics=metrics,
-            samples=samples,
-            config=config,
-            autoencoder=autoencoder,
-            license=license,
-            repo_id=repo_id,
-        )
+        save_pretrained(model, folder, autoencoder=autoencoder, repo_id=repo_id, **card)
         return upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
 
 

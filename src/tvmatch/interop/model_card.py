@@ -43,11 +43,7 @@ def model_card(
         pipeline_tag="unconditional-image-generation" if images else None,
         license=license,
     )
-    parts = [
-        f"---\n{header.to_yaml()}\n---",
-        f"# {_title(model)}",
-        _origin(model),
-    ]
+    parts = [f"---\n{header.to_yaml()}\n---", f"# {_title(model)}", _origin(model)]
     if samples:
         parts.append("![Samples](samples.png)")
     parts += [
@@ -124,11 +120,9 @@ def _imports_of(model: TrainedModel) -> list[str]:
     module = network_class_of(model.network.config).__module__
     if module == "__main__":  # the program that trained it
         module = Path(sys.argv[0]).stem or "its_module"
-    return (
-        []
-        if module.startswith("tvmatch.")
-        else [f"import {module}  # registers the network {kind_of(model.network.config)}"]
-    )
+    if module.startswith("tvmatch."):
+        return []
+    return [f"import {module}  # registers the network {kind_of(model.network.config)}"]
 
 
 def _facts(model: TrainedModel) -> dict[str, str]:
