@@ -2,7 +2,7 @@
 
 The order is recomputation, then compilation (then sharding), so that the compiler sees what is recomputed.
 Both replace a module's `forward` by a bound method: parameters, names in the state dict and its own hooks
-stay what they were, and a `copy.deepcopy` of it has a forward of its own. Hooks on the parts of a compiled
+do not change, and a `copy.deepcopy` of the module has its own forward. Hooks on the parts of a compiled
 module are not called.
 """
 
@@ -104,7 +104,7 @@ def _recomputing(forward: Callable[..., Dual], what: Recompute) -> Callable[[nn.
 
 @contextmanager
 def _casts_not_remembered() -> Iterator[None]:
-    """Autocast casts each weight again: a cast remembered from another pass is none that can be repeated.
+    """Disable autocast's cache of cast weights: recomputation could not repeat a cast from another pass.
 
     `checkpoint` takes the setting along to the backward pass. A compiled graph has no such memory.
     """

@@ -1,4 +1,4 @@
-"""The errors that tell a user what to change, and the one that tells what is broken outside."""
+"""The exceptions of the package."""
 
 import os
 from collections.abc import Iterator, Mapping

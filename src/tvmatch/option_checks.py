@@ -1,4 +1,4 @@
-"""The fields of a configuration's sections: names and types, for values that were set from Python."""
+"""Checks of the fields of options dataclasses: names, types, ranges."""
 
 import difflib
 import math
@@ -22,7 +22,7 @@ _WORDS: dict[Any, str] = {
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What may have been meant by an unknown name, to end a message with; empty if nothing is close."""
+    """The end of a message about an unknown name: "; did you mean …?", or empty if no name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -71,7 +71,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is tuple:
         same_length = isinstance(value, list | tuple) and len(value) == len(parts)
         return same_length and all(_fits(x, part) for x, part in zip(value, parts, strict=True))
-    if origin is not None:  # of a type that options here have none of: what it holds is not looked at
+    if origin is not None:  # a container type that no option here has: its elements are not checked
         return isinstance(value, origin)
     if isinstance(value, bool):  # which Python counts among the whole numbers
         return kind is bool

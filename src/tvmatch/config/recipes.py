@@ -20,14 +20,14 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe, comments included; an InputError if there is none of this name."""
+    """The YAML of a recipe, with comments; raises an InputError for an unknown name."""
     if name not in recipe_names():
         raise InputError("recipe", f"no recipe {name!r}; there are {', '.join(recipe_names())}")
     return (resources.files("tvmatch") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def recipe(name: str) -> Config:
-    """The configuration of a recipe, to be changed at will before it is trained.
+    """The configuration of a recipe, which can be changed before training.
 
     Data that a recipe leaves to the user (a path) hold a placeholder until set.
 

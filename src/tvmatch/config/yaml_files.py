@@ -1,6 +1,6 @@
 """Configurations as YAML: read, written and compared."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,20 @@ from tvmatch.errors import InputError, one_line
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML's plain types, without keys that are given twice, of which PyYAML takes the last.
+    """YAML's plain types. A key that is given twice is an error; PyYAML would take the last."""
 
-    `<<` takes keys over from another mapping, or from each of a list. A mapping's own keys come before those,
-    and of several mappings the first that has a key gives it, as the description of `<<` has it for lists.
-    PyYAML's own answer hangs on its version (seen with 6.0.3 and 6.0.4).
-    """
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace `<<` by what it takes over; an InputError for a key that is there already."""
-        given, node.value = node.value, []
-        merged: list[tuple[yaml.Node, yaml.Node]] = []
-        for pair in given:
-            if pair[0].tag == "tag:yaml.org,2002:merge":
-                merged += self._taken_over(node, pair[1])
-            else:
-                node.value.append(pair)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, after a look at the keys of the mapping itself."""
         keys: list[Any] = []
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in keys:
                 raise InputError(key, f"given twice, again in line {key_node.start_mark.line + 1}")
             keys.append(key)
-        for pair in merged:
-            key = self.construct_object(pair[0], deep=True)
-            if key not in keys:
-                keys.append(key)
-                node.value.append(pair)
-
-    def _taken_over(self, node: yaml.MappingNode, source: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-        """The keys and values of the mapping after `<<`, or of each in a list of them."""
-        for mapping in source.value if isinstance(source, yaml.SequenceNode) else [source]:
-            if not isinstance(mapping, yaml.MappingNode):
-                problem = f"expected a mapping or a list of mappings after <<, but found {mapping.id}"
-                raise yaml.constructor.ConstructorError(
-                    "while constructing a mapping", node.start_mark, problem, mapping.start_mark
-                )
-            self.flatten_mapping(mapping)
-            yield from mapping.value
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
 
 
 def to_yaml(config: Config) -> str:
@@ -71,7 +47,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if isinstance(content, dict):
-            flattened(content)  # which has no end where an alias stands for the mapping around it
+            flattened(content)  # never ends if an alias refers to the mapping around it
     except InputError as error:
         raise error.within(path) from None
     except OSError as error:

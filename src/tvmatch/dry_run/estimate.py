@@ -5,7 +5,7 @@ both averages as a run makes them, recomputation and compilation as a run applie
 backward pass, AdamW. A dispatch mode sees every operator and every storage that comes and goes. So there is
 no formula here that could go out of date, and DiT-XL/2 takes a few seconds.
 
-A GPU is stood in for by the CPU, with three differences put right: attention with a tangent runs as the
+The step runs on the CPU's device type, with three corrections for a GPU: attention with a tangent runs as the
 fused kernels' operators, `addcmul` under autocast follows CUDA's rule, and the compiler's partition into
 forward and backward pass is the one for a GPU's, without generating code. One difference is left: there
 `dual.linear` multiplies value and tangent as one stack, by which a step that is neither compiled nor
@@ -63,8 +63,8 @@ class Estimate:
         target: the average that is the target, or the teacher; 0 without.
         evaluation: the average that is sampled and saved.
         held: activations between a forward pass and its backward pass, the inputs among them.
-        peak: the most memory at any moment of the step.
-        gradients_at_peak: the gradients that are there at that moment.
+        peak: largest memory use during the step.
+        gradients_at_peak: the gradients held at the peak.
         flops: of all the step's passes on this device, by part of the step.
     """
 

@@ -1,7 +1,7 @@
-"""What happens in a training step, seen from below: memory that comes and goes, and operations.
+"""Counts memory and floating-point operations of a training step.
 
 PyTorch has trackers of both (`torch.distributed._tools.MemTracker`, `torch.utils.flop_counter`), but they are
-modes that the compiler refuses, and know neither of the averages nor of the parts of this step.
+modes that the compiler refuses, and do not distinguish the parts of this step.
 """
 
 import weakref
@@ -28,16 +28,16 @@ PARTS = (FORWARD_DUAL, FORWARD, FORWARD_TARGET, FORWARD_UNCONDITIONAL, BACKWARD)
 
 
 class StepTracker(TorchDispatchMode):
-    """Counts the bytes of living storages and the FLOPs of the operators that are called meanwhile.
+    """Counts the bytes of live storages and the FLOPs of the operators that are called while it is active.
 
     Attributes:
-        live: bytes of storages that were made since and live still.
-        gradients: bytes of gradients that are there, of these.
-        peak: the most of `live`.
-        gradients_at_peak: `gradients` at that moment.
-        peak_of_rest: the most of `live` less `gradients`.
-        held: likewise at the end of a forward pass: what the backward pass will read.
-        flops: by part of the step.
+        live: bytes of storages that were allocated while it is active and are not freed.
+        gradients: bytes of gradients among them.
+        peak: maximum of `live`.
+        gradients_at_peak: `gradients` when `live` was largest.
+        peak_of_rest: maximum of `live` − `gradients`.
+        held: maximum of `live` − `gradients` at the end of a forward pass: what the backward pass reads.
+        flops: of each part of the step.
     """
 
     supports_higher_order_operators = True

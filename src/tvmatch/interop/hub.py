@@ -79,7 +79,9 @@ def save_pretrained(
         raise InputError("folder", f"{folder} exists already")
     if autoencoder is not None:
         if model.spec.autoencoder is None:
-            raise InputError("autoencoder", f"the model generates {model.spec.kind} data, which need none")
+            raise InputError(
+                "autoencoder", f"the model generates {model.spec.kind} data, which need no autoencoder"
+            )
         autoencoder.check(model.spec.autoencoder)
     with new_folder(folder) as unfinished:
         model.save(unfinished)
@@ -153,7 +155,7 @@ def push_to_hub(
 
     Args:
         model: to be uploaded.
-        repo_id: "user/name"; the repository is made if it does not exist.
+        repo_id: "user/name"; the repository is created if it does not exist.
         private: whether a new repository is.
         token: of the Hub; by default that of `hf auth login`.
         commit_message: of the commit.
@@ -164,7 +166,7 @@ def push_to_hub(
         The repository's address.
 
     Raises:
-        InputError: for a name that is none, no access, or a Hub that cannot be reached.
+        InputError: for an invalid name, without access, or if the Hub cannot be reached.
     """
     check_repository_name(repo_id)
     with tempfile.TemporaryDirectory() as temporary:
@@ -183,8 +185,8 @@ def from_pretrained(
 ) -> TrainedModel:
     """A trained model of the Hub, or of a folder, ready to sample.
 
-    A model of latents comes with its autoencoder, whose weights must be those that the latents were made
-    with. (`tvmatch.load` reads a folder without it.)
+    For a model of latents the autoencoder is loaded too; its weights must be those that encoded the latents.
+    (`tvmatch.load` reads a folder without it.)
 
     Args:
         name: "user/name" on the Hub, or a folder that `save_pretrained` or a training run wrote.

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and reading what anybody may have written."""
+"""Files and folders that are written completely or not at all, and JSON from untrusted sources."""
 
 import json
 import os
@@ -16,12 +16,12 @@ _LFS_VERSIONS = (b"version https://git-lfs.github.com/spec/", b"version https://
 
 
 def is_lfs_pointer(start: bytes | memoryview) -> bool:
-    """Whether a file that begins so is what Git leaves where a large file was not fetched."""
+    """Whether the first bytes of a file are those of a Git LFS pointer."""
     return bytes(start[:64]).startswith(_LFS_VERSIONS)
 
 
 def expect_no_lfs_pointer(path: str | Path) -> None:
-    """Refuse a Git LFS pointer by an InputError that names it; a file that cannot be read passes."""
+    """Raise an InputError if a file is a Git LFS pointer. A file that cannot be read passes."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(64)
@@ -33,10 +33,10 @@ def expect_no_lfs_pointer(path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write, and rename it to `path` once that has succeeded.
+    """Yield a temporary file beside `path`, and rename it to `path` when the context ends without an error.
 
-    A former file at `path` stays as it was if writing fails (a full disk, an interruption). Missing
-    parent folders are made.
+    If writing fails (a full disk, an interruption), an earlier file at `path` stays unchanged. Missing parent
+    folders are created.
 
     Raises:
         OSError: if the file cannot be written or renamed; its `filename` is `path`.
@@ -54,9 +54,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to fill, and rename it to `path` once that has succeeded.
+    """Yield a temporary folder beside `path`, and rename it to `path` when the context ends without an error.
 
-    Missing parent folders are made.
+    Missing parent folders are created.
 
     Raises:
         OSError: if there is something at `path`, or the folder cannot be filled.
@@ -77,7 +77,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or brackets are nested deeper than Python's stack.
+        ValueError: if it is not JSON, or nested deeper than Python's stack.
     """
     try:
         return json.loads(text)
@@ -92,7 +92,7 @@ def _unfinished(path: Path) -> Path:
 
 @contextmanager
 def _named(unfinished: Path, path: Path) -> Iterator[None]:
-    """An error of writing bears the name of the file that was to be, not the temporary one's or none."""
+    """Errors of writing name the final file, not the temporary one."""
     try:
         yield
     except OSError as error:

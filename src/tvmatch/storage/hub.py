@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: downloads, uploads and questions, whose failures are an `InputError` of one line.
+"""Downloads from and uploads to the Hugging Face Hub. Failures are an `InputError` of one line.
 
-`huggingface_hub` is imported by the functions, because that takes a while.
+The functions import `huggingface_hub` when they are called, because that takes a while.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ def download(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of a model's files of these names, from the Hub, or without a network from the cache.
+    """Download the files of a model whose names match; without a network, take them from the cache.
 
     Args:
         repo_id: "user/name".
@@ -34,7 +34,8 @@ def download(
         revision, token, cache_dir, force_download, local_files_only: as in huggingface_hub.
 
     Raises:
-        InputError: if there is no such repository or revision, no access, or neither cache nor network.
+        InputError: if the repository or revision does not exist, is not accessible, or is neither cached nor
+            reachable.
     """
     from huggingface_hub import snapshot_download
 
@@ -59,7 +60,7 @@ def upload(
 
     Args:
         folder: what to upload.
-        repo_id: "user/name"; the repository is made if it does not exist.
+        repo_id: "user/name"; the repository is created if it does not exist.
         private: whether a new repository is.
         token: of the Hub; by default that of `hf auth login`.
         commit_message: of the commit.
@@ -68,7 +69,7 @@ def upload(
         The repository's address.
 
     Raises:
-        InputError: for a name that is none, no access, or a Hub that cannot be reached.
+        InputError: for an invalid name, without access, or if the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -80,7 +81,7 @@ def upload(
 
 
 def dataset_commit(name: str, *, subject: str | None = None, endpoint: str | None = None) -> str | None:
-    """The newest commit of a data set on the Hub, which is asked once, and not for long.
+    """The newest commit of a data set on the Hub; one request with a short timeout.
 
     Args:
         name: of the data set.
@@ -88,7 +89,7 @@ def dataset_commit(name: str, *, subject: str | None = None, endpoint: str | Non
         endpoint: of the Hub; by default as HF_ENDPOINT says.
 
     Raises:
-        InputError: if the Hub has no such data set, or cannot be asked.
+        InputError: if the Hub has no such data set, or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -129,7 +130,7 @@ def hub_errors(
         name: of the repository.
         subject: the option that gives the name; by default the error is about the repository itself.
         neither: what the name is not, if the Hub does not have it.
-        address: of the page where access is asked for; by default that of a model.
+        address: of the page where access is requested; by default the model's.
         hint: what helps if the Hub cannot be reached.
     """
     from huggingface_hub import errors

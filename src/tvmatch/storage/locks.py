@@ -1,8 +1,7 @@
-"""Locks on folders, which end with the process that holds them, however it ends.
+"""Locks on folders, which are released when their process ends, in whatever way.
 
-A lock is one of the operating system (`flock`) on a hidden file in the folder. Unlike a POSIX record lock it
-is not lost when this process opens and closes the file elsewhere; forked processes close their copy at once,
-so that they do not prolong it.
+A lock is the operating system's (`flock`) on a hidden file in the folder. Unlike a POSIX record lock it is
+not lost when this process opens and closes the file elsewhere. Forked processes close their copy at once.
 """
 
 import errno
@@ -47,21 +46,21 @@ def is_lock(name: str) -> bool:
 
 
 class FolderLock:
-    """The right to write to a folder, taken when made, until `release`, or this object or the process ends.
+    """The right to write to a folder, from construction until `release` or the end of the process.
 
     Args:
-        folder: is made if it is missing, and removed at the end if nothing came into it.
-        name: of the lock's file, for several locks in one folder.
-        shared: with all who ask for it shared too, but with nobody else.
-        wait: for others, instead of an error.
-        doing: what a holder does, for the message to the next one.
+        folder: created if it is missing, and removed at the end if it is still empty.
+        name: of the lock file, for several locks in one folder.
+        shared: several processes may hold it at once if all of them ask for a shared lock.
+        wait: wait for other holders instead of raising an error.
+        doing: what the holder does, for the message that another process gets.
 
     Attributes:
-        folder: which.
-        problem: why the folder is not really locked, where the file system has no locks; else None.
+        folder: the folder.
+        problem: why the folder is not locked, on a file system without locks; else None.
 
     Raises:
-        InputError: if another has it, or the folder cannot be written.
+        InputError: if another process holds the lock, or the folder cannot be written.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class FolderLock:
         return True
 
     def release(self) -> None:
-        """Let others have it; more than once does nothing."""
+        """Release the lock; further calls do nothing."""
         self._finish()
 
     def __enter__(self) -> "FolderLock":

@@ -22,7 +22,7 @@ def read_spec(path: str | Path) -> DataSpec:
     """What the model of a checkpoint generates, without its weights.
 
     Raises:
-        InputError: if the path holds no checkpoint of ours.
+        InputError: if the path holds no checkpoint of this project.
     """
     return of_newest(Path(path), _read_spec)
 
@@ -44,9 +44,9 @@ def guidance_from(numbers: Any) -> Guidance:
 
 
 def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
-    """What `read` makes of the checkpoint folder at `path`: itself, or the newest of a run folder.
+    """Call `read` on a checkpoint folder: `path` itself, or the newest checkpoint of a run folder.
 
-    A run that goes on may remove the newest while it is read; then the next one is read.
+    A running training may remove the newest checkpoint while it is read; then the next one is read.
 
     Raises:
         InputError: from `read`, or if there is no checkpoint.

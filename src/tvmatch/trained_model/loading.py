@@ -29,21 +29,23 @@ AUTOENCODER = "vae"  # the folder beside an exported model, called as in a pipel
 def load_with_decoder(
     checkpoint: str | Path, device: torch.device | str = "cpu", autoencoder: str | None = None
 ) -> TrainedModel:
-    """A trained model ready to sample; one of latents comes with its autoencoder, on the same device.
+    """Load a trained model; for a model of latents, load its autoencoder too, on the same device.
 
     Args:
         checkpoint: a run folder (its newest checkpoint), a checkpoint, or a folder exported for the Hub.
         device: where to put both.
-        autoencoder: where to load it from, a folder or a name on the Hub; by default from beside the model,
-            or from where it was loaded when the latents were made.
+        autoencoder: where to load it from, a folder or a name on the Hub; by default the folder beside the
+            model, or the place that the latents were encoded with.
 
     Raises:
-        InputError: if something is missing, or the autoencoder is another than the latents'.
+        InputError: if something is missing, or the autoencoder is not the one that encoded the latents.
     """
     model = load(checkpoint, device)
     expected = model.spec.autoencoder
     if expected is None and autoencoder is not None:
-        raise InputError("autoencoder", f"{checkpoint} generates {model.spec.kind} data, which need none")
+        raise InputError(
+            "autoencoder", f"{checkpoint} generates {model.spec.kind} data, which need no autoencoder"
+        )
     if expected is not None:
         # Here, because it imports diffusers
         from tvmatch.data.latents.autoencoder import load_autoencoder

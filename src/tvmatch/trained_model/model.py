@@ -206,10 +206,10 @@ class TrainedModel:
         return labels._replace(labels=self.spec.label_indices(labels.labels.tolist())), length
 
     def guidance_weight(self, guidance: float | None = None) -> float:
-        """The weight w that samples are drawn with if this one is asked for.
+        """The guidance weight w for a requested weight; None means the default.
 
         Raises:
-            InputError: if the model was not trained for it.
+            InputError: if the model was not trained for this weight.
         """
         if isinstance(self.guidance, tuple):
             low, high = self.guidance

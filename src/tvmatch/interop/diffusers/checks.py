@@ -29,7 +29,7 @@ def described(description: dict[str, Any] | None, transformer: TVMTransformer) -
     """The model that a pipeline's description and its transformer make.
 
     Raises:
-        InputError: if the description is none, or does not fit the transformer.
+        InputError: if the description is missing, or does not fit the transformer.
     """
     if description is None:
         raise InputError("description", "missing; make a pipeline with TVMPipeline.from_trained_model")
@@ -50,15 +50,15 @@ def described(description: dict[str, Any] | None, transformer: TVMTransformer) -
 
 
 def check_autoencoder(vae: Any, spec: DataSpec) -> None:
-    """Refuse another autoencoder than that of the latents.
+    """Check that an autoencoder is the one that encoded the latents.
 
-    In other precisions than float32 the weights are rounded, and are not compared.
+    Weights in another precision than float32 are rounded, and are not compared.
 
     Raises:
-        InputError: if it is another, or the data need none.
+        InputError: if it is not, or the data need no autoencoder.
     """
     if spec.autoencoder is None:
-        raise InputError("vae", f"the model generates {spec.kind} data, which need none")
+        raise InputError("vae", f"the model generates {spec.kind} data, without an autoencoder")
     if vae.dtype == torch.float32 and vae.device.type != "meta":
         from tvmatch.data.latents.autoencoder import Autoencoder
 
