@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     if out.exists():
         raise InputError("out", f"{out} exists already")
     names = None if parsed.class_names is None else _class_names(Path(parsed.class_names))
-    snapshot = read_snapshot(path, parsed.network, parsed.admit.split(",") if parsed.admit else ())
+    snapshot = read_snapshot(path, parsed.network)
     training = imported_training(parsed, snapshot.facts)
     table_of_classes = _table_of_classes(snapshot, training)
     try:
@@ -125,12 +125,6 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument(
         "--data_time", type=Literal[0, 1] | None, default=None, help="of a SiT: the time of data (default: 1)"
-    )
-    parser.add_argument(
-        "--admit",
-        type=str,
-        default=None,
-        help="packages, a,b, whose classes a snapshot may name too; none of them is imported",
     )
     return parser
 
@@ -283,12 +277,7 @@ def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) 
             "labels       each sample needs one: trained without dropped labels, it has no velocity without "
             "one to guide by"
         )
-    for what, told, note in (
-        ("file says", snapshot.facts.told(), ""),
-        ("made with", snapshot.options, " (not relied upon)"),
-    ):
-        if told:
-            words = ", ".join(f"{name}={value}" for name, value in list(told.items())[:12])
-            print(f"{what}    {words}{note}")
-    if snapshot.beside:
-        print(f"left out     {', '.join(snapshot.beside[:12])}{', …' if len(snapshot.beside) > 12 else ''}")
+    if told := snapshot.facts.told():
+        print(f"file says    {', '.join(f'{name}={value}' for name, value in told.items())}")
+    if snapshot.unused:
+        print(f"left out     {', '.join(snapshot.unused[:12])}{', …' if len(snapshot.unused) > 12 else ''}")

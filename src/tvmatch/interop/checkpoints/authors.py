@@ -14,6 +14,7 @@ from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
 from tvmatch.models.dit import PRESETS
 from tvmatch.models.layers import position_table
+from tvmatch.safe_pickle.inert import shown
 from tvmatch.trained_model import TrainedModel
 
 PREFIX = "model."
@@ -102,8 +103,8 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def some_of(names: Iterable[str]) -> str:
-    """A few names of tensors, for people who look for another one."""
-    ordered = sorted(names)
+    """A few names of tensors, for a message about a missing one."""
+    ordered = sorted(map(shown, names))
     return f"{', '.join(ordered[:3])}{', …' if len(ordered) > 3 else ''}" if ordered else "no tensor"
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tvmatch.errors import InputError
 from tvmatch.interop.checkpoints.inert_config import root_of, stated
-from tvmatch.safe_pickle.inert import Refused, shown
+from tvmatch.safe_pickle.inert import shown
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 ROUNDING = 1e-6  # relative: numbers as YAML and JSON print them agree
@@ -58,7 +59,7 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
     """The facts in the state of a network's outermost module, and in configurations beside the network.
 
     Raises:
-        Refused: if one of them is said twice and differently.
+        InputError: if one of them is said twice and differently.
     """
     arguments = [value for value in (state.get("_init_kwargs"), state.get("_init_args")) if value]
     given = [x for values in arguments for x in (values.values() if isinstance(values, dict) else [values])]
@@ -76,7 +77,7 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
         values = [value for source in sources if (value := getattr(source, name)) is not None]
         for value in values:
             if not alike(value, values[0]):
-                raise Refused(f"it says of its network {name} {shown(values[0])}, and {shown(value)}")
+                raise InputError(f"it says of its network {name} {shown(values[0])}, and {shown(value)}")
         together[name] = values[0] if values else None
     return TrainingFacts(**together)
 
