@@ -262,7 +262,7 @@ def test_sit() -> None:
     theirs = network_to_authors(dit(**switches))
     tensors = {name: x for name, x in theirs.items() if ".s_embedder." not in name}
     save_file(tensors, "sit.safetensors")
-    arguments = ["--mean=0", "--std=5.5", "--autoencoder=none", "--heads=2", "--data_time=0"]
+    arguments = ["--mean=0", "--std=5.5", "--autoencoder=none", "--heads=2"]
     assert main(["import", "sit.safetensors", "--out=out", *arguments]) == 0
     model = tvmatch.load("out")
     assert (model.guidance, model.scaled) == (1.0, False)
@@ -272,7 +272,7 @@ def test_sit() -> None:
         ["import", "sit.safetensors", "--out=2", *without, "--recipe=imagenet256_w2"], "std: no recipe"
     )
     x, t, s, labels, _ = random_inputs(SHAPE, CLASSES, dtype=torch.float32)
-    expected = import_network(tensors, heads=2, data_time=0).network(x, t, t, labels)
+    expected = import_network(tensors, heads=2).network(x, t, t, labels)
     assert isinstance(expected, Tensor)
     # The velocity is the same for every s, up to the rounding of an added zero embedding: none.
     assert torch.equal(model.network(x, t, s, labels), expected)
@@ -307,7 +307,6 @@ def check_refused(arguments: list[str], message: str) -> None:
         (["--heads=4"], "q_norm"),
         (["--network=net"], "no network under net; the file holds ema, encoder"),
         (["--network=other"], "network"),
-        (["--data_time=0"], "of a SiT"),
         (["--recipe=imagenet256_w3"], "imagenet256_w3"),
         (["--recipe=imagenet256_w2"], "of shape (4, 32, 32) with 1000 classes"),
         (["--class_names=none.txt"], "none.txt"),

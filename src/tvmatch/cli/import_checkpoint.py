@@ -2,8 +2,9 @@
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tvmatch import __version__
 from tvmatch.cli.results import show_paths
@@ -42,8 +43,7 @@ def run(arguments: list[str]) -> int:
         imported = import_network(
             snapshot.tensors,
             heads=parsed.heads,
-            modulation_norm=training.modulation_norm,
-            data_time=1 if parsed.data_time is None else parsed.data_time,
+            modulation_norm=training.modulation_norm is not False,
             label_dropout=not table_of_classes,
         )
     except InputError as error:
@@ -77,55 +77,37 @@ def run(arguments: list[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="tvmatch import", description=DESCRIPTION)
     parser.add_argument("file", type=str, help="snapshot, file of torch.save, or safetensors")
-    parser.add_argument("--out", type=str, required=True, help="the new checkpoint's folder")
-    parser.add_argument(
-        "--recipe",
-        type=str,
-        default=None,
-        help="that it was trained with, imagenet256_w2, …: the defaults below",
+    parser.add_argument("--out", type=str, required=True, help="folder of the new checkpoint")
+    option = partial(parser.add_argument, default=None)
+    option("--recipe", type=str, help="that it was trained with, imagenet256_w2, …: the defaults below")
+    option(
+        "--network", type=str, help="which network of the file, by its name there (default: ema, else net)"
     )
-    parser.add_argument(
-        "--network",
-        type=str | None,
-        default=None,
-        help="which network of the file, by its name in it (default: ema, else net)",
-    )
-    parser.add_argument(
+    option(
         "--heads",
-        type=int | None,
-        default=None,
-        help="attention heads (default: those of its q/k norm, else the usual number for its width)",
+        type=int,
+        help="attention heads (default: from its q/k norm, else the usual number for its width)",
     )
-    parser.add_argument(
+    option(
         "--modulation_norm",
-        type=bool | None,
-        default=None,
-        help="modulation vectors are normalised (default: the recipe's, else true)",
+        type=bool,
+        help="modulation vectors are normalised (default: as in the recipe, else true)",
     )
-    parser.add_argument(
-        "--mean", type=str, default=None, help="of the latents, a channel: --mean=0.8,-0.2,0.2,0.3"
-    )
-    parser.add_argument("--std", type=str, default=None, help="likewise; one number is for all channels")
-    parser.add_argument("--guidance", type=str, default=None, help="weight w, or a range of them, 1,4")
-    parser.add_argument("--scaled", type=bool | None, default=None, help="scaled parameterisation")
-    parser.add_argument(
+    option("--mean", type=str, help="of the latents, per channel: --mean=0.8,-0.2,0.2,0.3")
+    option("--std", type=str, help="of the latents, per channel; one number is for all channels")
+    option("--guidance", type=str, help="weight w, or a range of them, 1,4")
+    option("--scaled", type=bool, help="scaled parameterisation")
+    option(
         "--label_dropout",
-        type=float | None,
-        default=None,
-        help="how often its labels were dropped; 0: never, so its label table has no row for that",
+        type=float,
+        help="probability of dropping a label; 0: never, so its label table has no row for that",
     )
-    parser.add_argument(
+    option(
         "--autoencoder",
         type=str,
-        default=None,
         help="folder or Hub name of the latents' autoencoder; none for a network of pixels in [0, 1]",
     )
-    parser.add_argument(
-        "--class_names", type=str, default=None, help="text file, a name a line (default: 0, 1, …)"
-    )
-    parser.add_argument(
-        "--data_time", type=Literal[0, 1] | None, default=None, help="of a SiT: the time of data (default: 1)"
-    )
+    option("--class_names", type=str, help="text file with one name per line (default: 0, 1, …)")
     return parser
 
 
@@ -143,11 +125,9 @@ def _table_of_classes(snapshot: Snapshot, training: ImportedTraining) -> bool:
 def _check_fits(
     parsed: Any, imported: ImportedNetwork, training: ImportedTraining, facts: TrainingFacts
 ) -> None:
-    """Refuse options that are not of this kind of network, another recipe's, and other classes than said."""
-    for option, of_sit in (("data_time", True), ("modulation_norm", False)):
-        if getattr(parsed, option) is not None and imported.is_flow is not of_sit:
-            kind = "no network of a SiT" if of_sit else "the network of a SiT"
-            raise InputError(option, f"{parsed.file} is {kind}")
+    """Refuse options and recipes for another kind of network or another number of classes."""
+    if parsed.modulation_norm is not None and imported.is_flow:
+        raise InputError("modulation_norm", f"{parsed.file} is the network of a SiT")
     network = imported.network
     if parsed.label_dropout is not None and not network.class_count:
         raise InputError("label_dropout", f"the network in {parsed.file} has no classes")
@@ -157,7 +137,7 @@ def _check_fits(
             f"it says that its network has {facts.class_count} classes, its label table "
             f"is for {network.class_count}",
         )
-    found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
+    found, wanted = (network.shape, network.class_count), (training.shape, training.recipe_classes)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(
             "recipe",

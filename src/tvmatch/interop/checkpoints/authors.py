@@ -5,7 +5,6 @@ Only names and shapes are translated here; `tvmatch.interop.checkpoints.snapshot
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -244,32 +243,18 @@ def _architecture(
     return config, (channels, side, side), class_count
 
 
-def network_to_authors(
-    network: DiT, of: Literal["parameters", "gradients"] = "parameters"
-) -> dict[str, Tensor]:
-    """The network's parameters, or their gradients, under the authors' names (with the prefix "model.").
-
-    Args:
-        of: "parameters" adds the fixed positions `pos_embed`; "gradients" needs a backward pass first.
-
-    Raises:
-        ValueError: if gradients are asked for and a parameter has none, or for another `of`.
-    """
-    if of not in ("parameters", "gradients"):
-        raise ValueError(f"of: must be 'parameters' or 'gradients', got {of!r}")
+def network_to_authors(network: DiT) -> dict[str, Tensor]:
+    """Copies of the parameters and the fixed positions under the authors' names, with the prefix "model."."""
     names = _names(network)
-    rows = network.class_count + network.conditioning.label_dropout  # of the label table, those of use
+    rows = network.class_count + network.conditioning.label_dropout  # of the label table, those in use
     tensors = {}
     for name, parameter in network.named_parameters():
-        tensor = parameter.detach() if of == "parameters" else parameter.grad
-        if tensor is None:
-            raise ValueError(f"{name} has no gradient; call backward first")
+        tensor = parameter.detach()
         if name == "patch_embedding.weight":
             p = network.patch_size
             tensor = tensor.unflatten(1, (-1, p, p))
         if name == "conditioning.label.weight":
             tensor = tensor[:rows]
         tensors[PREFIX + names[name]] = tensor.clone()
-    if of == "parameters":
-        tensors[PREFIX + "pos_embed"] = network.positions.detach()[None].clone()
+    tensors[PREFIX + "pos_embed"] = network.positions.detach()[None].clone()
     return tensors

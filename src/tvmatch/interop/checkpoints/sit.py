@@ -6,7 +6,6 @@ the same velocity for every s: the embedding of the duration t − s grows in wi
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,12 +44,11 @@ def network_from_sit(
     state_dict: Mapping[str, Tensor],
     *,
     heads: int,
-    data_time: Literal[0, 1] = 1,
     label_dropout: bool = True,
 ) -> DiT:
     """A DiT whose F(x, t, s, c) is, for every s, the velocity of a SiT at time t.
 
-    Published SiTs have data at time 1 and noise at 0 (`data_time=1`): x_τ = τ x0 + (1 − τ) x1, with velocity
+    Published SiTs have data at time 1 and noise at 0: x_τ = τ x0 + (1 − τ) x1, with velocity
     dx/dτ. Here τ = 1 − t, so F(x, t) = −F_SiT(x, 1 − t). Both signs go into the weights, exactly: the time
     features cos((1 − t) ω), sin((1 − t) ω) are a rotation of cos(t ω), sin(t ω).
 
@@ -59,7 +57,6 @@ def network_from_sit(
     Args:
         state_dict: their names; sizes come from the tensors' shapes. The precision is kept.
         heads: number of attention heads, which no shape tells.
-        data_time: the time that stands for data.
         label_dropout: see `network_from_authors`.
 
     Raises:
@@ -77,10 +74,8 @@ def network_from_sit(
     if expand.shape[1] % 2:
         raise InputError("state_dict", f"{TIME_LAYER} takes {expand.shape[1]} features, half of them cosines")
     weight, bias = (_velocity_rows(rows, channels, patch_size) for rows in (weight, bias))
-    if data_time == 1:
-        weight, bias = -weight, -bias
-        theirs[TIME_LAYER] = _reversed_time(expand)
-    theirs |= {"final_layer.linear.weight": weight, "final_layer.linear.bias": bias}
+    theirs[TIME_LAYER] = _reversed_time(expand)
+    theirs |= {"final_layer.linear.weight": -weight, "final_layer.linear.bias": -bias}
     # The new embedding's first layer takes the weights of t's, so that its features are of the right size.
     theirs[f"{DURATION}.0.weight"] = expand.clone()
     theirs[f"{DURATION}.0.bias"] = theirs.get("t_embedder.mlp.0.bias", expand[:, 0]).clone()

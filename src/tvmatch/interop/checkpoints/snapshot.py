@@ -7,7 +7,7 @@ The TVM authors' snapshots are pickles of whole Python objects, which carry thei
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -148,7 +148,6 @@ def import_network(
     *,
     heads: int | None = None,
     modulation_norm: bool = True,
-    data_time: Literal[0, 1] = 1,
     label_dropout: bool = True,
 ) -> ImportedNetwork:
     """Our network with the weights of a file, in the authors' names or in SiT's.
@@ -157,7 +156,6 @@ def import_network(
         tensors: of a `Snapshot`.
         heads: number of attention heads; by default as the tensors or the presets tell.
         modulation_norm: whether the network normalises its modulation vectors, which no tensor tells.
-        data_time: of a SiT, the time that stands for data.
         label_dropout: whether it was trained with dropped labels; see `network_from_authors`.
 
     Raises:
@@ -174,7 +172,7 @@ def import_network(
     is_flow = is_sit(single)
     if is_flow:
         heads = sit_heads(single) if heads is None else heads
-        network = network_from_sit(single, heads=heads, data_time=data_time, label_dropout=label_dropout)
+        network = network_from_sit(single, heads=heads, label_dropout=label_dropout)
     else:
         guessed_heads, qk_norm = guess_attention(single)
         heads = guessed_heads if heads is None else heads

@@ -1,7 +1,7 @@
-"""What a snapshot says of how its network was trained.
+"""What a snapshot says about the training of its network.
 
-The TVM authors' networks remember the arguments that they were made with, and among these a part of the whole
-run's configuration, which knows the whole.
+The TVM authors' networks store the arguments of their constructors, among them a part of the run's OmegaConf
+configuration, whose `_parent` leads to the whole.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tvmatch.condition import Guidance
 from tvmatch.errors import InputError
 from tvmatch.interop.checkpoints.inert_config import root_of, stated
 from tvmatch.safe_pickle.inert import shown
@@ -18,27 +19,27 @@ HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 ROUNDING = 1e-6  # relative: numbers as YAML and JSON print them agree
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingFacts:
     """How a network was trained, as far as its file says; None where it does not.
 
     Attributes:
         scaled: the scaled parameterisation.
-        guidance: the weight w.
-        mean: of the latents, a channel: the network sees (latent − mean) / std.
-        std: likewise.
+        guidance: the weight w; a range of them only from options and recipes.
+        mean: of the latents, per channel: the network's input is (latent − mean) / std.
+        std: of the latents, per channel.
         autoencoder: name on the Hub of the latents' autoencoder.
         class_count: number of classes.
         label_dropout: probability of dropping a label.
         s: location and scale of the logit-normal distribution of s.
-        gap: likewise of t − s.
+        gap: location and scale of the logit-normal distribution of t − s.
         detach_jvp: whether the gradient through the derivative in s was left out.
         evaluation_ema: rate of the evaluation weights' average.
-        target_ema: of the target's.
+        target_ema: rate of the target's average.
     """
 
     scaled: bool | None = None
-    guidance: float | None = None
+    guidance: Guidance | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     autoencoder: str | None = None
@@ -51,7 +52,7 @@ class TrainingFacts:
     target_ema: float | None = None
 
     def told(self) -> dict[str, Any]:
-        """Those that the file says."""
+        """Those that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -59,19 +60,13 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
     """The facts in the state of a network's outermost module, and in configurations beside the network.
 
     Raises:
-        InputError: if one of them is said twice and differently.
+        InputError: if two places contradict each other.
     """
-    arguments = [value for value in (state.get("_init_kwargs"), state.get("_init_args")) if value]
-    given = [x for values in arguments for x in (values.values() if isinstance(values, dict) else [values])]
-    given = [part for x in given for part in (x if isinstance(x, tuple | list) else [x])]
-    roots: dict[int, Any] = {}
-    for value in (*state.values(), *given, *beside):
-        root = root_of(value)
-        if root is not None:
-            roots[id(root)] = root
-    kwargs = state.get("_init_kwargs")
-    sources = [_of_state((kwargs if isinstance(kwargs, dict) else {}) | state)]
-    sources += [_of_configuration(root) for root in roots.values()]
+    keywords, positional = state.get("_init_kwargs"), state.get("_init_args")
+    keywords = keywords if isinstance(keywords, dict) else {}
+    given = [*keywords.values(), *(positional if isinstance(positional, tuple | list) else [])]
+    roots = {id(root): root for value in (*state.values(), *given, *beside) if (root := root_of(value))}
+    sources = [_of_state(keywords | state), *map(_of_configuration, roots.values())]
     together: dict[str, Any] = {}
     for name in (field.name for field in fields(TrainingFacts)):
         values = [value for source in sources if (value := getattr(source, name)) is not None]
@@ -83,7 +78,7 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Whether two facts are the same but for the rounding of printed numbers."""
+    """Whether two facts are the same up to the rounding of printed numbers."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(alike, a, b))
     if _is_number(a) and _is_number(b):
@@ -151,7 +146,7 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number of a size that any of these facts has."""
+    """Whether it is a finite number of a plausible size."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
