@@ -269,7 +269,7 @@ def test_sit() -> None:
     check_refused(["import", "sit.safetensors", "--out=2", *arguments, "--modulation_norm=true"], "of a SiT")
     without = [x for x in arguments if x != "--std=5.5"]
     check_refused(
-        ["import", "sit.safetensors", "--out=2", *without, "--recipe=imagenet256_w2"], "std: no recipe"
+        ["import", "sit.safetensors", "--out=2", *without, "--recipe=imagenet256_w2"], "std: needed for a SiT"
     )
     x, t, s, labels, _ = random_inputs(SHAPE, CLASSES, dtype=torch.float32)
     expected = import_network(tensors, heads=2).network(x, t, t, labels)

@@ -110,7 +110,7 @@ def test_configurations_of_any_kind(loss: Any, encoder: Any, parent: Any) -> Non
     config = _config({"_content": {"loss": loss, "encoder": encoder}, "_parent": parent})
     state = {"_init_kwargs": {"model_kwargs": config}, "_init_args": loss, "do_scale_param": encoder}
     facts = read_facts(state, [parent])
-    assert json.dumps(facts.told(), allow_nan=False)
+    assert json.dumps(facts.known(), allow_nan=False)
 
 
 WHOLE = authors_bytes(
@@ -127,7 +127,7 @@ def test_changed_bytes_give_facts_or_an_error(tmp_path: Path, changes: list[tupl
     path = tmp_path / "changed.pkl"
     path.write_bytes(data)
     with suppress(InputError):
-        assert json.dumps(read_snapshot(path).facts.told(), allow_nan=False)
+        assert json.dumps(read_snapshot(path).facts.known(), allow_nan=False)
 
 
 @pytest.mark.parametrize("call", [b"getattr", b"partial"])

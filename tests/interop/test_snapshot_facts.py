@@ -103,7 +103,7 @@ def test_a_snapshot_of_theirs_suffices(protocol: int, capsys: pytest.CaptureFixt
     assert isinstance(model.network, DiT)
     for name, tensor in DIT.state_dict().items():
         assert torch.equal(model.network.state_dict()[name], tensor)
-    assert model.provenance["file_says"] == json.loads(json.dumps(FACTS.told()))
+    assert model.provenance["file_says"] == json.loads(json.dumps(FACTS.known()))
     assert "file says    scaled=True, guidance=2.0, " in capsys.readouterr().out
 
 
@@ -275,7 +275,7 @@ def test_forms_of_values(name: str) -> None:
     """A number that is there is taken; anything else is as if it were not said."""
     values, expected = FORMS[name]
     assert facts_of(authors_bytes(content(changed(**values)))) == TrainingFacts(
-        **{**{name: getattr(FACTS, name) for name in FACTS.told()}, **expected}
+        **{**{name: getattr(FACTS, name) for name in FACTS.known()}, **expected}
     )
 
 
@@ -390,13 +390,15 @@ def test_an_option_that_contradicts_is_refused(
 
 
 def test_a_file_that_contradicts_itself_is_refused() -> None:
-    with pytest.raises(InputError, match=r"snapshot\.pkl: it says of its network scaled False, and True"):
+    with pytest.raises(
+        InputError, match=r"snapshot\.pkl: it contradicts itself about scaled: False and True"
+    ):
         facts_of(authors_bytes(content(do_scale_param=False)))
 
 
 def test_what_is_not_said_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     Path("s.pkl").write_bytes(authors_bytes(content(changed(loss__cfg=...))))
     assert main(["import", "s.pkl", "--out=out", AUTOENCODER]) == 2
-    assert "guidance: the file does not tell; give --recipe NAME or --guidance" in capsys.readouterr().err
+    assert "guidance: the file does not say it; give --recipe NAME or --guidance" in capsys.readouterr().err
     assert main(["import", "s.pkl", "--out=out", AUTOENCODER, "--guidance=1,3"]) == 0
     assert tvmatch.load("out").guidance == (1.0, 3.0)

@@ -148,7 +148,7 @@ def test_one_name_twice(first: str, second: str, capsys: pytest.CaptureFixture[s
     tensors = {f"{first}{name}": x for name, x in THEIRS.items()} | {f"{second}{name}": THEIRS[name].clone()}
     save_file({name: x.contiguous() for name, x in tensors.items()}, "weights.safetensors")
     error = refused("weights.safetensors", "--out=out", *OPTIONS, capsys=capsys)
-    assert f"{name} is there " in error
+    assert f"it has {name} twice, " in error
     assert second in error
 
 
@@ -186,9 +186,9 @@ def test_a_row_a_class(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
     heads = "--heads=2"
     arguments = ["import", "rows.safetensors", "--out=out", *options, heads, "--label_dropout=0"]
     assert main(arguments) == 0
-    assert "each sample needs" in capsys.readouterr().out
+    assert "required for each sample" in capsys.readouterr().out
     assert main(["import", "whole.safetensors", "--out=whole", *options, heads]) == 0
-    assert "each sample needs" not in capsys.readouterr().out
+    assert "required for each sample" not in capsys.readouterr().out
     model, whole = tvmatch.load("out"), tvmatch.load("whole")
     assert (model.spec.class_count, whole.spec.class_count) == (count, count)
     assert (model.knows_dropped_labels, whole.knows_dropped_labels) == (False, True)
@@ -248,7 +248,7 @@ def test_a_file_of_other_classes_than_it_says(
     Path("s.pkl").write_bytes(authors_bytes({"net": network}))
     options = [*OPTIONS, "--guidance=2", *([] if dropout is None else [f"--label_dropout={dropout}"])]
     assert refused("s.pkl", "--out=out", *options, capsys=capsys) == (
-        f"tvmatch: error: s.pkl: it says that its network has {said} classes, its label table is for 3\n"
+        f"tvmatch: error: s.pkl: it says that its network has {said} classes, but its label table has 3\n"
     )
 
 

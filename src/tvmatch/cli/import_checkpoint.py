@@ -1,4 +1,4 @@
-"""`tvmatch import`: a checkpoint of ours from a file of the TVM authors, or from a Flow Matching SiT."""
+"""`tvmatch import`: convert a file of the TVM authors, or a Flow Matching SiT, to a checkpoint."""
 
 import hashlib
 import sys
@@ -20,13 +20,14 @@ from tvmatch.storage.files import new_folder
 from tvmatch.trained_model import TrainedModel
 
 DESCRIPTION = """\
-Make a checkpoint of a file with a network in the TVM authors' tensor names, or in SiT's: a pickled snapshot
-(.pkl), a file of torch.save (.pt), or safetensors. Nothing in the file is executed. Weights become float32.
-The authors' snapshots say how their networks were trained. Where a file does not, --recipe does, and each
-option on top of it; a recipe or an option that contradicts the file is an error. A SiT has guidance weight 1,
-no scaled parameterisation, and a mean and std of its own, whatever the recipe. Nothing is overwritten."""
+Convert a network with the TVM authors' tensor names, or with SiT's, to a checkpoint. The file is a pickled
+snapshot (.pkl), a file of torch.save (.pt), or safetensors. Nothing in it is executed. Weights become
+float32. The authors' snapshots say how their networks were trained. What a file does not say is taken from
+the options, then from --recipe; a recipe or an option that contradicts the file is an error. A SiT has
+guidance weight 1, no scaled parameterisation, and needs --mean and --std, whatever the recipe. Nothing is
+overwritten."""
 
-DOWNSAMPLING = 8  # of an autoencoder that cannot be loaded; all that the recipes name have it
+DOWNSAMPLING = 8  # assumed for an autoencoder that cannot be loaded; right for those of the recipes
 
 
 def run(arguments: list[str]) -> int:
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> int:
     except InputError as error:
         raise error.within(path) from None
     if training.label_dropout == 0 and imported.network.class_count:
-        # Also where the table has a row for the dropped label, untrained.
+        # The table may still have a row for the dropped label, which was never trained.
         imported.network.conditioning.without_label_dropout()
     facts = snapshot.facts
     if imported.is_flow:
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> int:
             if getattr(parsed, option) is None and getattr(facts, option) is None:
                 raise InputError(
                     option,
-                    "no recipe has that of a SiT; published ones take Stable Diffusion's latents "
+                    "needed for a SiT, whatever the recipe; published ones take Stable Diffusion's latents "
                     "times 0.18215, which is --mean=0 --std=5.48998",
                 )
     _check_fits(parsed, imported, training, facts)
@@ -112,7 +113,7 @@ def _parser() -> OneLineParser:
 
 
 def _table_of_classes(snapshot: Snapshot, training: ImportedTraining) -> bool:
-    """Whether the label table has a row a class, and none for the dropped label."""
+    """Whether the label table has one row per class and none for the dropped label."""
     table = snapshot.tensors.get(LABEL_TABLE)
     rows = 0 if table is None or table.ndim == 0 else len(table)
     if rows == 0 or training.label_dropout:
@@ -134,20 +135,20 @@ def _check_fits(
     if facts.class_count not in (None, network.class_count):
         raise InputError(
             parsed.file,
-            f"it says that its network has {facts.class_count} classes, its label table "
-            f"is for {network.class_count}",
+            f"it says that its network has {facts.class_count} classes, but its label table has "
+            f"{network.class_count}",
         )
     found, wanted = (network.shape, network.class_count), (training.shape, training.recipe_classes)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(
             "recipe",
-            f"{parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
-            f"the network in {parsed.file} of {found[0]} with {found[1]}{_one_more(wanted[1], network)}",
+            f"{parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, the network in {parsed.file} "
+            f"is of shape {found[0]} with {found[1]}{_label_dropout_hint(wanted[1], network)}",
         )
 
 
-def _one_more(wanted: int | None, network: DiT) -> str:
-    """What to do if the row of the label table that was taken for the dropped label is a class."""
+def _label_dropout_hint(wanted: int | None, network: DiT) -> str:
+    """A hint if the row of the label table that was taken for the dropped label may be a class."""
     may_be = network.class_count > 0 and network.conditioning.label_dropout
     may_be &= wanted == network.class_count + 1
     return "; --label_dropout=0 if no label was ever dropped" if may_be else ""
@@ -155,7 +156,7 @@ def _one_more(wanted: int | None, network: DiT) -> str:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark of the encoding
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("class_names", f"{path} cannot be read as text ({error})") from None
     lines: dict[str, int] = {}
@@ -171,11 +172,11 @@ def _class_names(path: Path) -> tuple[str, ...]:
 def _model(
     imported: ImportedNetwork, training: ImportedTraining, names: tuple[str, ...] | None
 ) -> TrainedModel:
-    """The network with what it was trained for."""
+    """The network with its data specification, parameterisation and guidance weight."""
     network = imported.network
     for option in ("mean", "std", "guidance", "scaled", "autoencoder"):
         if getattr(training, option) is None:
-            raise InputError(option, f"the file does not tell; give --recipe NAME or --{option}")
+            raise InputError(option, f"the file does not say it; give --recipe NAME or --{option}")
     assert training.mean is not None
     assert training.std is not None
     assert training.guidance is not None
@@ -183,10 +184,10 @@ def _model(
     mean, std = (x * channels if len(x) == 1 else x for x in (training.mean, training.std))
     count = network.class_count
     if names is not None and len(names) != count:
-        hint = _one_more(len(names), network)
+        hint = _label_dropout_hint(len(names), network)
         raise InputError("class_names", f"{len(names)} names for a network of {count} classes{hint}")
     if isinstance(training.guidance, tuple) and not network.config.guidance_embedding:
-        raise InputError("guidance", "this network knows no guidance weight; give one number")
+        raise InputError("guidance", "this network does not take a guidance weight; give one number")
     pixels = training.autoencoder == "none"
     spec = DataSpec(
         kind="image" if pixels else "latents",
@@ -200,7 +201,7 @@ def _model(
 
 
 def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
-    """What to record of the autoencoder; without its fingerprint if it is nowhere to be had now."""
+    """The autoencoder as checkpoints record it, without a fingerprint if it cannot be loaded now."""
     # Here, because it imports diffusers
     from tvmatch.data.latents.autoencoder import load_autoencoder
 
@@ -216,7 +217,7 @@ def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
     if autoencoder.channels != channels:
         raise InputError(
             "autoencoder",
-            f"{source} makes latents of {autoencoder.channels} channels, the network's have {channels}",
+            f"{source} has latents of {autoencoder.channels} channels, the network {channels}",
         )
     return autoencoder.info((3, height * autoencoder.downsampling, width * autoencoder.downsampling))
 
@@ -234,13 +235,13 @@ def _provenance(
         "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),
         "tvmatch": __version__,
     }
-    told = snapshot.facts.told()
-    provenance |= {"file_says": told} if told else {}
+    if known := snapshot.facts.known():
+        provenance["file_says"] = known
     return provenance | ({} if recipe_name is None else {"recipe": recipe_name})
 
 
 def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) -> None:
-    """What was found, for people."""
+    """Print what was imported."""
     size = imported.network.config.size()
     layout = "SiT (one time)" if imported.is_flow else "TVM"
     print(f"network      {snapshot.entry or 'the whole file'}, in the names of {layout}")
@@ -253,11 +254,8 @@ def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) 
     shape = "×".join(map(str, model.spec.shape))
     print(f"generates    {model.spec.kind} {shape}, {model.spec.class_count} classes")
     if not model.knows_dropped_labels:
-        print(
-            "labels       each sample needs one: trained without dropped labels, it has no velocity without "
-            "one to guide by"
-        )
-    if told := snapshot.facts.told():
-        print(f"file says    {', '.join(f'{name}={value}' for name, value in told.items())}")
+        print("labels       required for each sample: the network was trained without dropped labels")
+    if known := snapshot.facts.known():
+        print(f"file says    {', '.join(f'{name}={value}' for name, value in known.items())}")
     if snapshot.unused:
         print(f"left out     {', '.join(snapshot.unused[:12])}{', …' if len(snapshot.unused) > 12 else ''}")

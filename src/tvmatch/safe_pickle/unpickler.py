@@ -46,7 +46,7 @@ def restricted_load(path: Path) -> Any:
             if start.startswith(ZIP_START):
                 return _load_zip(path)
             if start.startswith(LEGACY_START):
-                return _load_legacy(file.read())
+                return _load_torch(io.BytesIO(file.read()))
             return _Unpickler(file, encoding="latin1").load()
     except InputError as error:
         raise error.within(path) from None
@@ -64,26 +64,6 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         return STAND_INS.get((module, name)) or inert_class(name)
-
-
-class _TorchUnpickler(_Unpickler):
-    """Checks what a file says of its storages before `torch.load` reads them.
-
-    Attributes:
-        keys: those that the file used, filled while it is read.
-        record_sizes: bytes of each storage's record in a ZIP archive.
-    """
-
-    keys: set[str]
-    record_sizes: Mapping[str, int] | None
-
-    def load(self) -> Any:
-        """As `pickle.Unpickler.load`; `torch.load` has set `persistent_load` before."""
-        read = getattr(self, "persistent_load", None)
-        if read is not None:
-            checked = partial(_read_storage, read, self.keys, self.record_sizes)
-            self.persistent_load = checked  # type: ignore[method-assign]
-        return super().load()
 
 
 def _read_storage(
@@ -109,23 +89,32 @@ def _read_storage(
 
 
 def _load_torch(file: Path | io.BytesIO, record_sizes: Mapping[str, int] | None = None) -> Any:
-    """The content of a file of `torch.save`; with the sizes of its records for the ZIP format."""
+    """The content of a file of `torch.save`; with the sizes of its records for the ZIP format.
+
+    The older format must be given as bytes: from a path, torch.load would also try that of tar files.
+    """
     keys: set[str] = set()
-    attributes = {"keys": keys, "record_sizes": record_sizes}
-    unpickler = type("Unpickler", (_TorchUnpickler,), attributes)
-    parts: list[Any] = []  # of the legacy format: a number, a version, the system, the storages' keys
+    parts: list[Any] = []  # of the older format: a number, a version, the system, the storages' keys
+
+    class Unpickler(_Unpickler):
+        def load(self) -> Any:
+            read = getattr(self, "persistent_load", None)  # set by torch.load
+            if read is not None:
+                checked = partial(_read_storage, read, keys, record_sizes)
+                self.persistent_load = checked  # type: ignore[method-assign]
+            return super().load()
 
     def load(stream: Any, **options: Any) -> Any:
-        parts.append(unpickler(stream, **options).load())
+        parts.append(Unpickler(stream, **options).load())
         return parts[-1]
 
-    module = SimpleNamespace(__name__=__name__, Unpickler=unpickler, load=load)
+    module = SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load)
     with warnings.catch_warnings():
         # torch.load warns before it passes TorchScript to torch.jit.load, which does not use our module.
         warnings.filterwarnings("error", message=".*TorchScript")
-        content = torch.load(
-            file, "cpu", pickle_module=module, weights_only=False, mmap=record_sizes is not None
-        )
+        mmap = record_sizes is not None
+        content = torch.load(file, "cpu", pickle_module=module, weights_only=False, mmap=mmap)
+    # PyTorch leaves a storage without a key uninitialised.
     if record_sizes is None and not (isinstance(parts[-1], list) and sorted(parts[-1]) == sorted(keys)):
         raise InputError("damaged: the file does not hold exactly the storages that it uses")
     return content
@@ -142,16 +131,11 @@ def _load_zip(path: Path) -> Any:
     return _load_torch(path, {record.filename.partition("/data/")[2]: record.file_size for record in records})
 
 
-def _load_legacy(data: bytes) -> Any:
-    """The older format. From a path torch.load would also try that of tar files, from bytes it does not."""
-    return _load_torch(io.BytesIO(data))
-
-
 def _nested_storage(data: Any) -> Storage:
     """The storage that `torch.save` wrote into bytes, in a pickle of a tensor."""
     if not (isinstance(data, bytes) and data.startswith(LEGACY_START)):
         raise InputError("damaged: bytes that are not a storage of torch.save")
-    storage = _load_legacy(data)
+    storage = _load_torch(io.BytesIO(data))
     if not isinstance(storage, Storage):
         raise InputError("damaged: bytes that hold something else than a storage")
     return storage

@@ -49,7 +49,7 @@ class Snapshot:
 
 
 class ImportedNetwork(NamedTuple):
-    """A network of ours with a file's weights.
+    """A network with a file's weights.
 
     Attributes:
         network: in float32.
@@ -150,12 +150,12 @@ def import_network(
     modulation_norm: bool = True,
     label_dropout: bool = True,
 ) -> ImportedNetwork:
-    """Our network with the weights of a file, in the authors' names or in SiT's.
+    """A DiT with the weights of a file, in the authors' tensor names or in SiT's.
 
     Args:
         tensors: of a `Snapshot`.
-        heads: number of attention heads; by default as the tensors or the presets tell.
-        modulation_norm: whether the network normalises its modulation vectors, which no tensor tells.
+        heads: number of attention heads; by default from the tensors or the presets.
+        modulation_norm: whether the network normalises its modulation vectors.
         label_dropout: whether it was trained with dropped labels; see `network_from_authors`.
 
     Raises:

@@ -16,7 +16,7 @@ from tvmatch.interop.checkpoints.inert_config import root_of, stated
 from tvmatch.safe_pickle.inert import shown
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-ROUNDING = 1e-6  # relative: numbers as YAML and JSON print them agree
+ROUNDING = 1e-6  # relative: numbers agree that differ by their rounding in YAML or JSON
 
 
 @dataclass
@@ -51,8 +51,8 @@ class TrainingFacts:
     evaluation_ema: float | None = None
     target_ema: float | None = None
 
-    def told(self) -> dict[str, Any]:
-        """Those that are known."""
+    def known(self) -> dict[str, Any]:
+        """The facts that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -66,15 +66,19 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
     keywords = keywords if isinstance(keywords, dict) else {}
     given = [*keywords.values(), *(positional if isinstance(positional, tuple | list) else [])]
     roots = {id(root): root for value in (*state.values(), *given, *beside) if (root := root_of(value))}
-    sources = [_of_state(keywords | state), *map(_of_configuration, roots.values())]
-    together: dict[str, Any] = {}
+    own, sources = keywords | state, list(map(_of_configuration, roots.values()))
+    scaled, detach_jvp = _switch(own.get("do_scale_param")), _switch(own.get("detach_jvp"))
+    classes = own.get("label_dim")
+    class_count = classes if type(classes) is int and classes >= 0 else None
+    sources.insert(0, TrainingFacts(scaled=scaled, detach_jvp=detach_jvp, class_count=class_count))
+    merged: dict[str, Any] = {}
     for name in (field.name for field in fields(TrainingFacts)):
         values = [value for source in sources if (value := getattr(source, name)) is not None]
         for value in values:
             if not alike(value, values[0]):
-                raise InputError(f"it says of its network {name} {shown(values[0])}, and {shown(value)}")
-        together[name] = values[0] if values else None
-    return TrainingFacts(**together)
+                raise InputError(f"it contradicts itself about {name}: {shown(values[0])} and {shown(value)}")
+        merged[name] = values[0] if values else None
+    return TrainingFacts(**merged)
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -86,27 +90,18 @@ def alike(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _of_state(state: dict[Any, Any]) -> TrainingFacts:
-    return TrainingFacts(
-        scaled=_switch(state.get("do_scale_param")),
-        detach_jvp=_switch(state.get("detach_jvp")),
-        class_count=_count(state.get("label_dim")),
-    )
-
-
 def _of_configuration(root: Any) -> TrainingFacts:
     def one(path: str, fits: Callable[[float], bool]) -> float | None:
         value = stated(root, path)
         return float(value) if _is_number(value) and fits(value) else None  # type: ignore[arg-type]
 
     def two(name: str) -> tuple[float, float] | None:
-        location, scale = (
-            one(f"loss.{name}_P_mean", math.isfinite),
-            one(f"loss.{name}_P_std", lambda x: x > 0),
-        )
+        location = one(f"loss.{name}_P_mean", lambda x: True)
+        scale = one(f"loss.{name}_P_std", lambda x: x > 0)
         return None if location is None or scale is None else (location, scale)
 
-    mean, std = _normalization(*(stated(root, f"encoder.{x}") for x in ("raw_mean", "raw_std", "final_std")))
+    encoder = {name: stated(root, f"encoder.{name}") for name in ("raw_mean", "raw_std", "final_std")}
+    mean, std = _normalization(*encoder.values())
     autoencoder = stated(root, "encoder.vae_name")
     named = isinstance(autoencoder, str) and HUB_NAME.fullmatch(autoencoder)  # a path is of another machine
     return TrainingFacts(
@@ -123,26 +118,16 @@ def _of_configuration(root: Any) -> TrainingFacts:
     )
 
 
-def _normalization(
-    mean: Any, std: Any, final_std: Any
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """(mean, std) of (latent − mean) / std, which they write as (latent − raw_mean) · final_std / raw_std."""
-    means, stds = _numbers(mean), _numbers(std)
-    finals = _numbers(final_std)
-    if means is None or stds is None or finals is None or len(means) != len(stds):
-        return None, None
+def _normalization(*values: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) of (latent − mean) / std from their (latent − raw_mean) · final_std / raw_std."""
+    means, stds, finals = (value if isinstance(value, tuple) else (value,) for value in values)
     finals = finals * len(stds) if len(finals) == 1 else finals
-    if len(finals) != len(stds) or min(*stds, *finals) <= 0:
+    numbers = (*means, *stds, *finals)
+    if not 0 < len(means) == len(stds) == len(finals) or not all(map(_is_number, numbers)):
         return None, None
-    scaled = tuple(s / f for s, f in zip(stds, finals, strict=True))
-    usable = all(map(math.isfinite, scaled)) and min(scaled) > 0
-    return (means, scaled) if usable else (None, None)
-
-
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    """A number or several, as a tuple."""
-    values = value if isinstance(value, tuple) else (value,)
-    return tuple(map(float, values)) if values and all(map(_is_number, values)) else None
+    if min(*stds, *finals) < 1e-15:
+        return None, None
+    return tuple(map(float, means)), tuple(s / f for s, f in zip(stds, finals, strict=True))
 
 
 def _is_number(value: Any) -> bool:
@@ -152,7 +137,3 @@ def _is_number(value: Any) -> bool:
 
 def _switch(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 31 else None

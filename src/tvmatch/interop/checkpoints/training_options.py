@@ -57,7 +57,7 @@ def imported_training(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
             "autoencoder",
             f"none is for pixels, {parsed.file} says that its network is for latents of {facts.autoencoder}",
         )
-    merged = replace(training, **(options.told() | facts.told()))
+    merged = replace(training, **(options.known() | facts.known()))
     merged.autoencoder = options.autoencoder or merged.autoencoder
     return merged
 
@@ -85,7 +85,7 @@ def _of_options(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
 def _differences(values: TrainingFacts, facts: TrainingFacts) -> list[tuple[str, str, str]]:
     """(name, value, the file's value) of all values that the file contradicts."""
     different = []
-    for name, value in values.told().items():
+    for name, value in values.known().items():
         said = getattr(facts, name, None)
         if name in ("mean", "std") and said is not None and facts.std is not None:
             same = agree(value, said, facts.std)
