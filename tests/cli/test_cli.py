@@ -124,7 +124,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
         "evaluate": ["--samples", "--steps", "metrics.json", "--reference", "metrics_EXTRACTOR.json"],
         "demo": ["--port", "--host"],
         "encode": ["--autoencoder", "--normalization", "--part", "--crop"],
-        "import": ["--recipe", "--data_time"],
+        "import": ["--recipe", "--class_names"],
         "export": ["--layout", "hub, diffusers, authors", "--push"],
         "recipes": ["start a configuration of one's own"],
         "info": ["its newest checkpoint"],

@@ -3,7 +3,6 @@
 import io
 import pickle
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ from authors_files import EasyDict, Persistent, authors_bytes, authors_network, 
 from helpers import random_inputs, randomize_, small_dit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import environment
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
@@ -99,8 +97,7 @@ def test_snapshot(protocol: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert model.provenance["imported_network"] == "ema"
     assert len(model.provenance["imported_sha256"]) == 64
     shown = capsys.readouterr().out
-    assert "img_resolution=4, label_dim=3" in shown
-    assert "encoder: an object of class Persistent" in shown
+    assert "left out     encoder, loss_fn, optimizer, " in shown
 
 
 def test_the_average_is_preferred() -> None:
@@ -220,13 +217,12 @@ def test_a_state_dict_is_one_network() -> None:
         check_refused(["import", name, "--out=out", *OPTIONS, "--network=ema"], "there is no ema to choose")
 
 
-def test_classes_of_other_packages() -> None:
-    """Whatever is admitted stays inert: what is named here would leave a mark."""
-    content = {"loss": Call(__import__("os").system, "touch marker"), **snapshot(dit())}
-    Path("snapshot.pkl").write_bytes(authors_bytes(content))
-    check_refused(["import", "snapshot.pkl", "--out=out", *OPTIONS], "posix.system")
-    check_refused(["import", "snapshot.pkl", "--out=out", *OPTIONS, "--admit=os,pos"], "admit=posix")
-    assert_same(import_file(authors_bytes(content), "--admit=other,posix"), dit())
+def test_commands_beside_the_network() -> None:
+    """Whatever a file names is inert: each of these would leave a mark."""
+    hostile = [SYSTEM, Call(eval, "open('marker', 'w')"), Call(LOAD_BYTES, _saved(SYSTEM, False))]
+    Path("nested.pkl").write_bytes(authors_bytes({"loss": hostile, **snapshot(dit())}))
+    check_refused(["import", "nested.pkl", "--out=out", *OPTIONS], "something else than a storage")
+    assert_same(import_file(authors_bytes({"loss": hostile[:2], **snapshot(dit())})), dit())
 
 
 @pytest.mark.parametrize(
@@ -266,17 +262,17 @@ def test_sit() -> None:
     theirs = network_to_authors(dit(**switches))
     tensors = {name: x for name, x in theirs.items() if ".s_embedder." not in name}
     save_file(tensors, "sit.safetensors")
-    arguments = ["--mean=0", "--std=5.5", "--autoencoder=none", "--heads=2", "--data_time=0"]
+    arguments = ["--mean=0", "--std=5.5", "--autoencoder=none", "--heads=2"]
     assert main(["import", "sit.safetensors", "--out=out", *arguments]) == 0
     model = tvmatch.load("out")
     assert (model.guidance, model.scaled) == (1.0, False)
     check_refused(["import", "sit.safetensors", "--out=2", *arguments, "--modulation_norm=true"], "of a SiT")
     without = [x for x in arguments if x != "--std=5.5"]
     check_refused(
-        ["import", "sit.safetensors", "--out=2", *without, "--recipe=imagenet256_w2"], "std: no recipe"
+        ["import", "sit.safetensors", "--out=2", *without, "--recipe=imagenet256_w2"], "std: needed for a SiT"
     )
     x, t, s, labels, _ = random_inputs(SHAPE, CLASSES, dtype=torch.float32)
-    expected = import_network(tensors, heads=2, data_time=0).network(x, t, t, labels)
+    expected = import_network(tensors, heads=2).network(x, t, t, labels)
     assert isinstance(expected, Tensor)
     # The velocity is the same for every s, up to the rounding of an added zero embedding: none.
     assert torch.equal(model.network(x, t, s, labels), expected)
@@ -311,7 +307,6 @@ def check_refused(arguments: list[str], message: str) -> None:
         (["--heads=4"], "q_norm"),
         (["--network=net"], "no network under net; the file holds ema, encoder"),
         (["--network=other"], "network"),
-        (["--data_time=0"], "of a SiT"),
         (["--recipe=imagenet256_w3"], "imagenet256_w3"),
         (["--recipe=imagenet256_w2"], "of shape (4, 32, 32) with 1000 classes"),
         (["--class_names=none.txt"], "none.txt"),
@@ -425,41 +420,34 @@ FOUR = Call(torch.storage._load_from_bytes, storage_bytes(torch.ones(4), zipped=
 LOAD_BYTES, REBUILD = torch.storage._load_from_bytes, torch._utils._rebuild_tensor_v2
 SYSTEM = Call(__import__("os").system, "touch marker")
 HOSTILE: dict[str, tuple[Any, str]] = {
-    "command": (SYSTEM, "posix.system"),
-    "command beside the network": ({**_inner(None), "encoder": SYSTEM}, "posix.system"),
-    "command among the weights": (_inner(SYSTEM), "posix.system"),
-    "eval": (_inner(Call(eval, "open('marker', 'w')")), "builtins.eval"),
+    "command": (SYSTEM, "it holds an object of class system"),
+    "command as the network": ({"ema": SYSTEM}, "ema is an object of class system, not a PyTorch module"),
+    "command among the weights": (_inner(SYSTEM), "first is an object of class system"),
+    "eval": (_inner(Call(eval, "open('marker', 'w')")), "first is an object of class eval"),
     "nested bytes": (_inner(Call(LOAD_BYTES, pickle.dumps(SYSTEM))), "not a storage"),
-    "nested bytes beside": (
-        {**_inner(None), "encoder": Call(LOAD_BYTES, pickle.dumps(SYSTEM))},
-        "not a storage",
-    ),
-    "nested torch.save": (_inner(Call(LOAD_BYTES, _saved(SYSTEM, True))), "posix.system"),
-    "nested old torch.save": (_inner(Call(LOAD_BYTES, _saved(SYSTEM, False))), "posix.system"),
-    "memory": (_inner(Call(LOAD_BYTES, _saved(Call(bytearray, 10**10), True))), "bytearray"),
-    "tensor in place of a storage": (_inner(Call(LOAD_BYTES, _saved({}, True))), "not a storage"),
-    "ctypes": (_inner(Call(np.ctypeslib.load_library, "libc", "/lib")), "numpy.ctypeslib"),
+    "nested ZIP": (_inner(Call(LOAD_BYTES, _saved(SYSTEM, True))), "not a storage"),
+    "nested old torch.save": (_inner(Call(LOAD_BYTES, _saved(SYSTEM, False))), "else than a storage"),
     "10 GB": (_inner(Call(REBUILD, FOUR, 0, (10**10,), (1,), False, {})), "a storage of 4 numbers"),
     "10 GB of one number": (
         _inner(Call(REBUILD, FOUR, 0, (10**10,), (0,), False, {})),
         "a storage of 4 numbers",
     ),
     "text for a tensor": (_inner("weights"), "first is a str"),
-    "array for a tensor": (_inner(np.ones(3)), "a ndarray"),
-    "terminal codes": (_inner(torch.ones(1)) | {"ema": {"\x1b[2J\n": torch.ones(1)}}, "called ?[2J?"),
+    "array for a tensor": (_inner(np.ones(3)), "first is an array"),
+    "terminal codes": ({"ema": {"\x1b[2J\n": torch.ones(1)}}, "it has ?[2J?"),
     "a name without end": ({"ema": {"x" * 10_000: torch.ones(1)}}, "…"),
-    "a number without end": ({10**10_000: 1, "step": 1}, "an unusual key of type int"),
-    "options without end": (
-        {"ema": authors_network({"x": torch.ones(1)}, size=10**10_000)},
-        "missing tensor x_embedder",
-    ),
-    "network is a list": ({"ema": [1, 2]}, "no PyTorch module"),
+    "a number without end": ({10**10_000: 1, "step": 1}, "the file holds something of type int, step"),
+    "network is a list": ({"ema": [1, 2]}, "ema is a list, not a PyTorch module"),
     "no network": ({"model": {}}, "no network under ema or net"),
     "a list": ([1, 2], "a list"),
-    "state is text": ({"ema": _state(_parameters="a")}, "no PyTorch module"),
-    "names are numbers": ({"ema": _state(_parameters={1: None}, _buffers={}, _modules={})}, "no PyTorch"),
-    "names with dots": ({"ema": _state(_parameters={"a.b": None}, _buffers={}, _modules={})}, "no PyTorch"),
+    "state is text": ({"ema": _state(_parameters="a")}, "not a PyTorch module"),
+    "names are numbers": ({"ema": _state(_parameters={1: None}, _buffers={}, _modules={})}, "not a PyTorch"),
+    "names with dots": (
+        {"ema": _state(_parameters={"a.b": None}, _buffers={}, _modules={})},
+        "not a PyTorch",
+    ),
     "empty state dict": ({"ema": {}}, "missing"),
+    "empty tensors": ({"ema": {"x_embedder.proj.weight": torch.ones(0, 4, 2, 2)}}, "empty tensors"),
     "modules within modules": ({"ema": _nested()}, "more than"),
     "modules in a circle": ({"ema": _cycle()}, "more than"),
     "modules without end": ({"ema": _wide()}, "more than"),
@@ -470,13 +458,6 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 def test_hostile_snapshots(content: Any, message: str) -> None:
     Path("snapshot.pkl").write_bytes(authors_bytes(content))
     check_refused(["import", "snapshot.pkl", "--out=out", *OPTIONS], message)
-
-
-def test_tensors_that_share_numbers() -> None:
-    """Of a megabyte, views make a network of any size."""
-    storage = torch.ones(2**18)
-    torch.save({"ema": {f"x{i}": storage[i:] for i in range(100)}}, "weights.pt")
-    check_refused(["import", "weights.pt", "--out=out", *OPTIONS], "overlap: they take 104,837,800 bytes")
 
 
 NESTED = b"\x80\x04}\x8c\x03ema" + b"]" * 20_000 + b"a" * 19_999 + b"s."
@@ -507,38 +488,6 @@ BOMBS: dict[str, bytes] = {
 def test_hostile_bytes(data: bytes) -> None:
     Path("snapshot.pkl").write_bytes(data)
     check_refused(["import", "snapshot.pkl", "--out=out", *OPTIONS], "snapshot.pkl: ")
-
-
-def test_hostile_files_take_no_memory(tmp_path: Path) -> None:
-    """All of them in one process that may take half a gigabyte more than it has when everything is loaded."""
-    files = {**BOMBS, **{name: authors_bytes(content) for name, (content, _) in HOSTILE.items()}}
-    for number, data in enumerate(files.values()):
-        Path(f"{number}.pkl").write_bytes(data)
-    program = """
-import resource, sys
-from pathlib import Path
-import tvmatch.cli.import_checkpoint
-from tvmatch.cli import main
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + 2**29
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-codes = {main(["import", str(path), "--out=out", *sys.argv[1:]]) for path in sorted(Path().glob("*.pkl"))}
-print(codes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program, *OPTIONS],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    codes, megabytes = result.stdout.rsplit(" ", 1)
-    assert codes == "{2}", result.stdout
-    assert result.stderr.count("tvmatch: error: ") == result.stderr.count("\n") == len(files)
-    # Half a megabyte of nested lists takes some 30 MB as Python objects; nothing comes near what is declared.
-    assert int(megabytes) < 200
-    assert not Path("out").exists()
 
 
 def test_truncation_at_every_hundredth() -> None:

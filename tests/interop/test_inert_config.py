@@ -3,7 +3,6 @@
 import json
 import pickle
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,9 @@ from tvmatch.errors import InputError
 from tvmatch.interop import read_snapshot
 from tvmatch.interop.checkpoints.inert_config import root_of, stated
 from tvmatch.interop.checkpoints.training_facts import TrainingFacts, read_facts
-from tvmatch.safe_pickle.inert import CONTAINERS, Inert, InertObject
-from tvmatch.safe_pickle.machine import restricted_load
+from tvmatch.safe_pickle.inert import Inert, inert_class
+from tvmatch.safe_pickle.unpickler import restricted_load
 
-_ADMITTED: dict[tuple[str, str], Any] = {
-    **CONTAINERS,
-    **{
-        (f"omegaconf.{module}", name): partial(InertObject, name)
-        for module, name in (
-            ("dictconfig", "DictConfig"),
-            ("listconfig", "ListConfig"),
-            ("base", "ContainerMetadata"),
-            ("base", "Metadata"),
-            ("nodes", "AnyNode"),
-        )
-    },
-    ("typing", "Any"): Inert,
-    ("collections", "defaultdict"): Inert,
-    **{("builtins", name): Inert for name in ("dict", "list", "str", "int")},
-}
 _VALUES = st.recursive(
     st.integers(-9, 9) | st.booleans() | st.floats(allow_nan=False) | st.text("abc", max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner),
@@ -45,57 +28,49 @@ _VALUES = st.recursive(
 
 
 @given(_VALUES, st.sampled_from([3, 4, 5]))
-@settings(max_examples=60, deadline=None)
-def test_every_plain_value_is_found_under_its_path(values: Any, protocol: int) -> None:
-    """Also through an interpolated section. These are all names that a configuration of plain values has."""
-    made = OmegaConf.create({"root": values, "same": "${root}"})
-    root = restricted_load(pickle.dumps(made, protocol), _ADMITTED, what="configuration")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_plain_value_is_found_under_its_path(tmp_path: Path, values: Any, protocol: int) -> None:
+    path = tmp_path / "configuration.pkl"
+    path.write_bytes(pickle.dumps(OmegaConf.create({"root": values}), protocol))
+    root = restricted_load(path)
 
     def check(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for name, child in value.items():
                 check(child, f"{path}.{name}")
         elif isinstance(value, list):
-            for number, child in enumerate(value):
-                check(child, f"{path}.{number}")
+            if all(isinstance(child, str | int | float) for child in value):
+                assert stated(root, path) == tuple(value)
         else:
             assert stated(root, path) == value
 
     check(values, "root")
-    check(values, "same")
 
 
 # Hostile configurations
 
 
-def _config(state: Any, class_name: str = "DictConfig") -> InertObject:
-    stands_in = InertObject(class_name)
+def _config(state: Any, class_name: str = "DictConfig") -> Inert:
+    stands_in = inert_class(class_name)()
     stands_in.state = state
     return stands_in
 
 
-def _circle() -> InertObject:
+def _circle() -> Inert:
     first, second = _config({}), _config({})
     first.state, second.state = {"_parent": second, "_content": {}}, {"_parent": first, "_content": {}}
     return first
 
 
-def _own_content() -> InertObject:
+def _own_content() -> Inert:
     config = _config({"_parent": None})
     config.state["_content"] = {"loss": config, "cfg": config, "encoder": config, "raw_mean": [config]}
     return config
 
 
-def _many(reference: str) -> InertObject:
-    """A thousand values, each of which refers to the next."""
-    names = {f"x{i}": reference.format(i + 1) for i in range(1000)}
-    return _config({"_parent": None, "_content": {"loss": {"cfg": "${x0}"}, **names}})
-
-
-CONFIGS: dict[str, InertObject] = {
+CONFIGS: dict[str, Inert] = {
     "parents in a circle": _circle(),
     "its own content": _own_content(),
-    "a long way of references": _many("${{x{}}}"),
     "state is text": _config("state"),
     "state is a tuple": _config(({"_content": {}}, {})),
     "content is text": _config({"_content": "${loss}", "_parent": None}),
@@ -107,10 +82,6 @@ CONFIGS: dict[str, InertObject] = {
         {"_content": {"encoder": {"raw_mean": [[[1]]], "raw_std": [], "final_std": 1}}}
     ),
     "a long list": _config({"_content": {"encoder": {"raw_mean": [1.0] * 10**6, "final_std": 1}}}),
-    "a long word": _config({"_content": {"loss": {"cfg": "${" + "a." * 10**6 + "b}"}}}),
-    "no digits": _config(
-        {"_content": {"encoder": {"raw_mean": "${encoder.²}", "raw_std": "${encoder.raw_mean.²}"}}}
-    ),
 }
 
 
@@ -139,7 +110,7 @@ def test_configurations_of_any_kind(loss: Any, encoder: Any, parent: Any) -> Non
     config = _config({"_content": {"loss": loss, "encoder": encoder}, "_parent": parent})
     state = {"_init_kwargs": {"model_kwargs": config}, "_init_args": loss, "do_scale_param": encoder}
     facts = read_facts(state, [parent])
-    assert json.dumps(facts.told(), allow_nan=False)
+    assert json.dumps(facts.known(), allow_nan=False)
 
 
 WHOLE = authors_bytes(
@@ -156,7 +127,7 @@ def test_changed_bytes_give_facts_or_an_error(tmp_path: Path, changes: list[tupl
     path = tmp_path / "changed.pkl"
     path.write_bytes(data)
     with suppress(InputError):
-        assert json.dumps(read_snapshot(path).facts.told(), allow_nan=False)
+        assert json.dumps(read_snapshot(path).facts.known(), allow_nan=False)
 
 
 @pytest.mark.parametrize("call", [b"getattr", b"partial"])

@@ -52,13 +52,6 @@ def test_precision_is_kept() -> None:
         assert again.head.weight.dtype == dtype
 
 
-def test_gradients_need_a_backward_pass() -> None:
-    with pytest.raises(ValueError, match="no gradient"):
-        network_to_authors(dit(), of="gradients")
-    with pytest.raises(ValueError, match="'grads'"):
-        network_to_authors(dit(), of="grads")  # type: ignore[arg-type]
-
-
 def without(name: str) -> dict[str, Tensor]:
     tensors = network_to_authors(dit())
     del tensors[name]

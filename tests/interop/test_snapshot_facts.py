@@ -103,7 +103,7 @@ def test_a_snapshot_of_theirs_suffices(protocol: int, capsys: pytest.CaptureFixt
     assert isinstance(model.network, DiT)
     for name, tensor in DIT.state_dict().items():
         assert torch.equal(model.network.state_dict()[name], tensor)
-    assert model.provenance["file_says"] == json.loads(json.dumps(FACTS.told()))
+    assert model.provenance["file_says"] == json.loads(json.dumps(FACTS.known()))
     assert "file says    scaled=True, guidance=2.0, " in capsys.readouterr().out
 
 
@@ -140,13 +140,11 @@ class _Settings:
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_typed_configurations(protocol: int) -> None:
-    """Their metadata name types: the user's own class is refused as ever, all of `typing` is inert."""
+    """Their metadata name types, the user's own classes among them: all are inert."""
     configuration = OmegaConf.create(changed())
     configuration.typed = OmegaConf.structured(_Settings)
     data = authors_bytes(content(configuration), protocol)
-    with pytest.raises(InputError, match=rf"refers to {__name__}._Settings"):
-        facts_of(data)
-    assert read_snapshot(Path("snapshot.pkl"), admit=[__name__]).facts == FACTS
+    assert facts_of(data) == FACTS
 
 
 def _storage_on(device: str, storage: Any) -> tuple[Any, tuple[bytes]]:
@@ -244,23 +242,15 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"encoder__final_std": [1, 2, 4, 0.5], "encoder__raw_std": [1, 2, 4, 0.5]},
         {"std": (1.0, 1.0, 1.0, 1.0)},
     ),
-    "interpolated weight": ({"loss__cfg": "${training.w}", "training__w": 1.75}, {"guidance": 1.75}),
-    "interpolated twice": (
-        {"loss__cfg": "${training.w}", "training__w": "${training.v}", "training__v": 3},
-        {"guidance": 3.0},
-    ),
+    "interpolated weight": ({"loss__cfg": "${training.w}", "training__w": 1.75}, {"guidance": None}),
     "interpolated section": (
         {"training__other": {"m": [1.0, 2, 3, 4]}, "encoder__raw_mean": "${training.other.m}"},
-        {"mean": (1.0, 2.0, 3.0, 4.0)},
+        {"mean": None, "std": None},
     ),
-    "interpolated element": ({"loss__cfg": "${encoder.raw_std.0}"}, {"guidance": 4.85503674}),
+    "interpolated element": ({"encoder__raw_std": [1, 1, 1, "${loss.cfg}"]}, {"mean": None, "std": None}),
     "missing value": ({"loss__cfg": "???"}, {"guidance": None}),
     "no value": ({"loss__cfg": None}, {"guidance": None}),
     "no entry": ({"loss__cfg": ...}, {"guidance": None}),
-    "another kind of interpolation": ({"loss__cfg": "${oc.env:HOME}"}, {"guidance": None}),
-    "a relative one": ({"loss__cfg": "${.label_dropout}"}, {"guidance": None}),
-    "one to nowhere": ({"loss__cfg": "${no.where}"}, {"guidance": None}),
-    "one to itself": ({"loss__cfg": "${loss.cfg}"}, {"guidance": None}),
     "a range": ({"loss__cfg": [1, 4]}, {"guidance": None}),
     "text": ({"loss__cfg": "two"}, {"guidance": None}),
     "a switch": ({"loss__cfg": True}, {"guidance": None}),
@@ -285,7 +275,7 @@ def test_forms_of_values(name: str) -> None:
     """A number that is there is taken; anything else is as if it were not said."""
     values, expected = FORMS[name]
     assert facts_of(authors_bytes(content(changed(**values)))) == TrainingFacts(
-        **{**{name: getattr(FACTS, name) for name in FACTS.told()}, **expected}
+        **{**{name: getattr(FACTS, name) for name in FACTS.known()}, **expected}
     )
 
 
@@ -400,13 +390,15 @@ def test_an_option_that_contradicts_is_refused(
 
 
 def test_a_file_that_contradicts_itself_is_refused() -> None:
-    with pytest.raises(InputError, match=r"snapshot\.pkl: it says of its network scaled False, and True"):
+    with pytest.raises(
+        InputError, match=r"snapshot\.pkl: it contradicts itself about scaled: False and True"
+    ):
         facts_of(authors_bytes(content(do_scale_param=False)))
 
 
 def test_what_is_not_said_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     Path("s.pkl").write_bytes(authors_bytes(content(changed(loss__cfg=...))))
     assert main(["import", "s.pkl", "--out=out", AUTOENCODER]) == 2
-    assert "guidance: the file does not tell; give --recipe NAME or --guidance" in capsys.readouterr().err
+    assert "guidance: the file does not say it; give --recipe NAME or --guidance" in capsys.readouterr().err
     assert main(["import", "s.pkl", "--out=out", AUTOENCODER, "--guidance=1,3"]) == 0
     assert tvmatch.load("out").guidance == (1.0, 3.0)

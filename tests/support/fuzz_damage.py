@@ -79,7 +79,7 @@ _READERS: dict[str, list[list[str]]] = {
         ["sample", "hub", "--out=new.png"],
         ["export", "hub", "--layout=hub", "--out=new"],
     ],
-    "snapshot.pkl": [_valid("import"), _valid("import", "--admit=os,builtins")],
+    "snapshot.pkl": [_valid("import")],
     "weights.safetensors": [_valid("import safetensors")],
     "reference.npz": [_valid("evaluate features"), _valid("evaluate features", "--metrics=fid,sfid")],
     "photos.zip": [_valid("train images", "--data.path=photos.zip", "--data.label_column=label")],

@@ -1,9 +1,10 @@
-"""`tvmatch import`: a checkpoint of ours from a file of the TVM authors, or from a Flow Matching SiT."""
+"""`tvmatch import`: convert a file of the TVM authors, or a Flow Matching SiT, to a checkpoint."""
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tvmatch import __version__
 from tvmatch.cli.results import show_paths
@@ -19,13 +20,14 @@ from tvmatch.storage.files import new_folder
 from tvmatch.trained_model import TrainedModel
 
 DESCRIPTION = """\
-Make a checkpoint of a file with a network in the TVM authors' tensor names, or in SiT's: a pickled snapshot
-(.pkl), a file of torch.save (.pt), or safetensors. Nothing in the file is executed. Weights become float32.
-The authors' snapshots say how their networks were trained. Where a file does not, --recipe does, and each
-option on top of it; a recipe or an option that contradicts the file is an error. A SiT has guidance weight 1,
-no scaled parameterisation, and a mean and std of its own, whatever the recipe. Nothing is overwritten."""
+Convert a network with the TVM authors' tensor names, or with SiT's, to a checkpoint. The file is a pickled
+snapshot (.pkl), a file of torch.save (.pt), or safetensors. Nothing in it is executed. Weights become
+float32. The authors' snapshots say how their networks were trained. What a file does not say is taken from
+the options, then from --recipe; a recipe or an option that contradicts the file is an error. A SiT has
+guidance weight 1, no scaled parameterisation, and needs --mean and --std, whatever the recipe. Nothing is
+overwritten."""
 
-DOWNSAMPLING = 8  # of an autoencoder that cannot be loaded; all that the recipes name have it
+DOWNSAMPLING = 8  # assumed for an autoencoder that cannot be loaded; right for those of the recipes
 
 
 def run(arguments: list[str]) -> int:
@@ -35,21 +37,20 @@ def run(arguments: list[str]) -> int:
     if out.exists():
         raise InputError("out", f"{out} exists already")
     names = None if parsed.class_names is None else _class_names(Path(parsed.class_names))
-    snapshot = read_snapshot(path, parsed.network, parsed.admit.split(",") if parsed.admit else ())
+    snapshot = read_snapshot(path, parsed.network)
     training = imported_training(parsed, snapshot.facts)
     table_of_classes = _table_of_classes(snapshot, training)
     try:
         imported = import_network(
             snapshot.tensors,
             heads=parsed.heads,
-            modulation_norm=training.modulation_norm,
-            data_time=1 if parsed.data_time is None else parsed.data_time,
+            modulation_norm=training.modulation_norm is not False,
             label_dropout=not table_of_classes,
         )
     except InputError as error:
         raise error.within(path) from None
     if training.label_dropout == 0 and imported.network.class_count:
-        # Also where the table has a row for the dropped label, untrained.
+        # The table may still have a row for the dropped label, which was never trained.
         imported.network.conditioning.without_label_dropout()
     facts = snapshot.facts
     if imported.is_flow:
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> int:
             if getattr(parsed, option) is None and getattr(facts, option) is None:
                 raise InputError(
                     option,
-                    "no recipe has that of a SiT; published ones take Stable Diffusion's latents "
+                    "needed for a SiT, whatever the recipe; published ones take Stable Diffusion's latents "
                     "times 0.18215, which is --mean=0 --std=5.48998",
                 )
     _check_fits(parsed, imported, training, facts)
@@ -77,66 +78,42 @@ def run(arguments: list[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="tvmatch import", description=DESCRIPTION)
     parser.add_argument("file", type=str, help="snapshot, file of torch.save, or safetensors")
-    parser.add_argument("--out", type=str, required=True, help="the new checkpoint's folder")
-    parser.add_argument(
-        "--recipe",
-        type=str,
-        default=None,
-        help="that it was trained with, imagenet256_w2, …: the defaults below",
+    parser.add_argument("--out", type=str, required=True, help="folder of the new checkpoint")
+    option = partial(parser.add_argument, default=None)
+    option("--recipe", type=str, help="that it was trained with, imagenet256_w2, …: the defaults below")
+    option(
+        "--network", type=str, help="which network of the file, by its name there (default: ema, else net)"
     )
-    parser.add_argument(
-        "--network",
-        type=str | None,
-        default=None,
-        help="which network of the file, by its name in it (default: ema, else net)",
-    )
-    parser.add_argument(
+    option(
         "--heads",
-        type=int | None,
-        default=None,
-        help="attention heads (default: those of its q/k norm, else the usual number for its width)",
+        type=int,
+        help="attention heads (default: from its q/k norm, else the usual number for its width)",
     )
-    parser.add_argument(
+    option(
         "--modulation_norm",
-        type=bool | None,
-        default=None,
-        help="modulation vectors are normalised (default: the recipe's, else true)",
+        type=bool,
+        help="modulation vectors are normalised (default: as in the recipe, else true)",
     )
-    parser.add_argument(
-        "--mean", type=str, default=None, help="of the latents, a channel: --mean=0.8,-0.2,0.2,0.3"
-    )
-    parser.add_argument("--std", type=str, default=None, help="likewise; one number is for all channels")
-    parser.add_argument("--guidance", type=str, default=None, help="weight w, or a range of them, 1,4")
-    parser.add_argument("--scaled", type=bool | None, default=None, help="scaled parameterisation")
-    parser.add_argument(
+    option("--mean", type=str, help="of the latents, per channel: --mean=0.8,-0.2,0.2,0.3")
+    option("--std", type=str, help="of the latents, per channel; one number is for all channels")
+    option("--guidance", type=str, help="weight w, or a range of them, 1,4")
+    option("--scaled", type=bool, help="scaled parameterisation")
+    option(
         "--label_dropout",
-        type=float | None,
-        default=None,
-        help="how often its labels were dropped; 0: never, so its label table has no row for that",
+        type=float,
+        help="probability of dropping a label; 0: never, so its label table has no row for that",
     )
-    parser.add_argument(
+    option(
         "--autoencoder",
         type=str,
-        default=None,
         help="folder or Hub name of the latents' autoencoder; none for a network of pixels in [0, 1]",
     )
-    parser.add_argument(
-        "--class_names", type=str, default=None, help="text file, a name a line (default: 0, 1, …)"
-    )
-    parser.add_argument(
-        "--data_time", type=Literal[0, 1] | None, default=None, help="of a SiT: the time of data (default: 1)"
-    )
-    parser.add_argument(
-        "--admit",
-        type=str,
-        default=None,
-        help="packages, a,b, whose classes a snapshot may name too; none of them is imported",
-    )
+    option("--class_names", type=str, help="text file with one name per line (default: 0, 1, …)")
     return parser
 
 
 def _table_of_classes(snapshot: Snapshot, training: ImportedTraining) -> bool:
-    """Whether the label table has a row a class, and none for the dropped label."""
+    """Whether the label table has one row per class and none for the dropped label."""
     table = snapshot.tensors.get(LABEL_TABLE)
     rows = 0 if table is None or table.ndim == 0 else len(table)
     if rows == 0 or training.label_dropout:
@@ -149,31 +126,29 @@ def _table_of_classes(snapshot: Snapshot, training: ImportedTraining) -> bool:
 def _check_fits(
     parsed: Any, imported: ImportedNetwork, training: ImportedTraining, facts: TrainingFacts
 ) -> None:
-    """Refuse options that are not of this kind of network, another recipe's, and other classes than said."""
-    for option, of_sit in (("data_time", True), ("modulation_norm", False)):
-        if getattr(parsed, option) is not None and imported.is_flow is not of_sit:
-            kind = "no network of a SiT" if of_sit else "the network of a SiT"
-            raise InputError(option, f"{parsed.file} is {kind}")
+    """Refuse options and recipes for another kind of network or another number of classes."""
+    if parsed.modulation_norm is not None and imported.is_flow:
+        raise InputError("modulation_norm", f"{parsed.file} is the network of a SiT")
     network = imported.network
     if parsed.label_dropout is not None and not network.class_count:
         raise InputError("label_dropout", f"the network in {parsed.file} has no classes")
     if facts.class_count not in (None, network.class_count):
         raise InputError(
             parsed.file,
-            f"it says that its network has {facts.class_count} classes, its label table "
-            f"is for {network.class_count}",
+            f"it says that its network has {facts.class_count} classes, but its label table has "
+            f"{network.class_count}",
         )
-    found, wanted = (network.shape, network.class_count), (training.shape, training.class_count)
+    found, wanted = (network.shape, network.class_count), (training.shape, training.recipe_classes)
     if any(y is not None and x != y for x, y in zip(found, wanted, strict=True)):
         raise InputError(
             "recipe",
-            f"{parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, "
-            f"the network in {parsed.file} of {found[0]} with {found[1]}{_one_more(wanted[1], network)}",
+            f"{parsed.recipe} is of shape {wanted[0]} with {wanted[1]} classes, the network in {parsed.file} "
+            f"is of shape {found[0]} with {found[1]}{_label_dropout_hint(wanted[1], network)}",
         )
 
 
-def _one_more(wanted: int | None, network: DiT) -> str:
-    """What to do if the row of the label table that was taken for the dropped label is a class."""
+def _label_dropout_hint(wanted: int | None, network: DiT) -> str:
+    """A hint if the row of the label table that was taken for the dropped label may be a class."""
     may_be = network.class_count > 0 and network.conditioning.label_dropout
     may_be &= wanted == network.class_count + 1
     return "; --label_dropout=0 if no label was ever dropped" if may_be else ""
@@ -181,7 +156,7 @@ def _one_more(wanted: int | None, network: DiT) -> str:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark of the encoding
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("class_names", f"{path} cannot be read as text ({error})") from None
     lines: dict[str, int] = {}
@@ -197,11 +172,11 @@ def _class_names(path: Path) -> tuple[str, ...]:
 def _model(
     imported: ImportedNetwork, training: ImportedTraining, names: tuple[str, ...] | None
 ) -> TrainedModel:
-    """The network with what it was trained for."""
+    """The network with its data specification, parameterisation and guidance weight."""
     network = imported.network
     for option in ("mean", "std", "guidance", "scaled", "autoencoder"):
         if getattr(training, option) is None:
-            raise InputError(option, f"the file does not tell; give --recipe NAME or --{option}")
+            raise InputError(option, f"the file does not say it; give --recipe NAME or --{option}")
     assert training.mean is not None
     assert training.std is not None
     assert training.guidance is not None
@@ -209,10 +184,10 @@ def _model(
     mean, std = (x * channels if len(x) == 1 else x for x in (training.mean, training.std))
     count = network.class_count
     if names is not None and len(names) != count:
-        hint = _one_more(len(names), network)
+        hint = _label_dropout_hint(len(names), network)
         raise InputError("class_names", f"{len(names)} names for a network of {count} classes{hint}")
     if isinstance(training.guidance, tuple) and not network.config.guidance_embedding:
-        raise InputError("guidance", "this network knows no guidance weight; give one number")
+        raise InputError("guidance", "this network does not take a guidance weight; give one number")
     pixels = training.autoencoder == "none"
     spec = DataSpec(
         kind="image" if pixels else "latents",
@@ -226,7 +201,7 @@ def _model(
 
 
 def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
-    """What to record of the autoencoder; without its fingerprint if it is nowhere to be had now."""
+    """The autoencoder as checkpoints record it, without a fingerprint if it cannot be loaded now."""
     # Here, because it imports diffusers
     from tvmatch.data.latents.autoencoder import load_autoencoder
 
@@ -242,7 +217,7 @@ def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
     if autoencoder.channels != channels:
         raise InputError(
             "autoencoder",
-            f"{source} makes latents of {autoencoder.channels} channels, the network's have {channels}",
+            f"{source} has latents of {autoencoder.channels} channels, the network {channels}",
         )
     return autoencoder.info((3, height * autoencoder.downsampling, width * autoencoder.downsampling))
 
@@ -260,13 +235,13 @@ def _provenance(
         "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),
         "tvmatch": __version__,
     }
-    told = snapshot.facts.told()
-    provenance |= {"file_says": told} if told else {}
+    if known := snapshot.facts.known():
+        provenance["file_says"] = known
     return provenance | ({} if recipe_name is None else {"recipe": recipe_name})
 
 
 def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) -> None:
-    """What was found, for people."""
+    """Print what was imported."""
     size = imported.network.config.size()
     layout = "SiT (one time)" if imported.is_flow else "TVM"
     print(f"network      {snapshot.entry or 'the whole file'}, in the names of {layout}")
@@ -279,16 +254,8 @@ def _report(snapshot: Snapshot, imported: ImportedNetwork, model: TrainedModel) 
     shape = "×".join(map(str, model.spec.shape))
     print(f"generates    {model.spec.kind} {shape}, {model.spec.class_count} classes")
     if not model.knows_dropped_labels:
-        print(
-            "labels       each sample needs one: trained without dropped labels, it has no velocity without "
-            "one to guide by"
-        )
-    for what, told, note in (
-        ("file says", snapshot.facts.told(), ""),
-        ("made with", snapshot.options, " (not relied upon)"),
-    ):
-        if told:
-            words = ", ".join(f"{name}={value}" for name, value in list(told.items())[:12])
-            print(f"{what}    {words}{note}")
-    if snapshot.beside:
-        print(f"left out     {', '.join(snapshot.beside[:12])}{', …' if len(snapshot.beside) > 12 else ''}")
+        print("labels       required for each sample: the network was trained without dropped labels")
+    if known := snapshot.facts.known():
+        print(f"file says    {', '.join(f'{name}={value}' for name, value in known.items())}")
+    if snapshot.unused:
+        print(f"left out     {', '.join(snapshot.unused[:12])}{', …' if len(snapshot.unused) > 12 else ''}")

@@ -21,7 +21,7 @@ from tvmatch.evaluation.collection import FeatureSizes
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.metrics.frechet import GaussianStatistics
 from tvmatch.evaluation.references.npz import NpzReader
-from tvmatch.safe_pickle.machine import CONTAINERS, NUMPY_ARRAYS, restricted_load
+from tvmatch.safe_pickle.unpickler import restricted_load
 from tvmatch.storage.files import parse_json, replacing
 
 FORMAT = "tvmatch-reference-1"
@@ -211,7 +211,7 @@ def read_pickle(path: Path, extractor: Extractor, sizes: FeatureSizes) -> Refere
             f"{path}: such files have statistics of inception and dinov2, not of {extractor.name}",
         )
     try:
-        content = restricted_load(path, {**CONTAINERS, **NUMPY_ARRAYS}, what=str(path))
+        content = restricted_load(path)
     except InputError as error:
         raise error.within("reference") from None
     entry = content.get(key) if isinstance(content, dict) else None

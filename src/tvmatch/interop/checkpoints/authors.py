@@ -1,11 +1,7 @@
-"""Networks in the tensor names of the TVM authors' published checkpoints.
-
-Only names and shapes are translated here; `tvmatch.interop.checkpoints.snapshot` reads their files safely.
-"""
+"""Networks in the tensor names of the TVM authors' published checkpoints."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,22 +10,23 @@ from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
 from tvmatch.models.dit import PRESETS
 from tvmatch.models.layers import position_table
+from tvmatch.safe_pickle.inert import shown
 from tvmatch.trained_model import TrainedModel
 
 PREFIX = "model."
 MAX_DEPTH = 1_000  # blocks
-# Levels that compilation, FSDP and recomputation put into names, wherever the module is that they wrap.
+# Levels that compilation, FSDP and activation checkpointing add anywhere within a name.
 WRAPPERS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
-# Levels in front of all names, from DDP, averages and the attributes of training code.
+# Levels that DDP, averages and the attributes of training code add in front of a name.
 LEADING = frozenset({"module", "model", "net", "network", "ema"})
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 PATCHES = "x_embedder.proj.weight"
 
 
 def _names(network: DiT) -> dict[str, str]:
-    """Our parameter names to theirs, without the prefix."""
+    """The authors' names, without the prefix, by our parameter names."""
     names = {"patch_embedding": "x_embedder.proj", "head": "final_layer.linear"}
     names["head_modulation.project"] = "final_layer.adaLN_modulation.1"
     for ours, theirs in (("time", "t"), ("duration", "s"), ("guidance", "guidance")):
@@ -55,10 +52,10 @@ def _names(network: DiT) -> dict[str, str]:
 
 
 def expect_dit(model: TrainedModel, subject: str, layout: str) -> DiT:
-    """The network of a model, for a layout that can hold the kind "dit" alone.
+    """The network of a model, for a layout that supports networks of the kind "dit" only.
 
     Raises:
-        InputError: about `subject`, for any other.
+        InputError: about `subject`, for any other network.
     """
     if not isinstance(model.network, DiT):
         raise InputError(
@@ -70,7 +67,7 @@ def expect_dit(model: TrainedModel, subject: str, layout: str) -> DiT:
 
 
 def split_prefix(name: str) -> tuple[tuple[str, ...], str]:
-    """(levels in front, the rest) of a tensor's name; wrappers' levels are left out of both."""
+    """(leading levels, the rest) of a tensor's name; both without the levels of wrappers."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     count = 0
     while count < len(parts) - 1 and parts[count] in LEADING:
@@ -79,10 +76,10 @@ def split_prefix(name: str) -> tuple[tuple[str, ...], str]:
 
 
 def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under names without what wraps the network, such as `_orig_mod.module.model.`.
+    """A state dict whose names have no levels of wrappers, such as `_orig_mod.module.model.`.
 
     Raises:
-        InputError: if two tensors then have one name.
+        InputError: if two tensors would have the same name.
     """
     full_names: dict[str, str] = {}
     for name in state_dict:
@@ -92,9 +89,9 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             places = f"as {first} and as {second}"
             if first == short and second.endswith(short):
                 places = f"with and without {second.removesuffix(short)!r}"
-            raise InputError("state_dict", f"{short} is there {places}")
+            raise InputError("state_dict", f"it has {short} twice, {places}")
         full_names[short] = name
-    # Levels that nobody listed are known by this tensor, if all others have them too.
+    # Other leading levels are recognised by this tensor's name, if all names have them.
     ends = [short for short in full_names if f".{short}".endswith(f".{PATCHES}")]
     front = ends[0].removesuffix(PATCHES) if len(ends) == 1 else ""
     front = front if all(short.startswith(front) for short in full_names) else ""
@@ -102,8 +99,8 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def some_of(names: Iterable[str]) -> str:
-    """A few names of tensors, for people who look for another one."""
-    ordered = sorted(names)
+    """A few names of tensors, for a message about a missing one."""
+    ordered = sorted(map(shown, names))
     return f"{', '.join(ordered[:3])}{', …' if len(ordered) > 3 else ''}" if ordered else "no tensor"
 
 
@@ -119,15 +116,15 @@ def network_from_authors(
     """A DiT with the weights of an authors' state dict; sizes come from the tensors' shapes.
 
     Args:
-        state_dict: their names, with or without the levels of `WRAPPERS` and `LEADING`. The precision is
-            kept.
-        heads: number of attention heads, which no shape tells.
-        rms_norm: whether the blocks' norms are RMSNorm, not LayerNorm; no tensor tells.
+        state_dict: tensors by the authors' names, with or without the levels of `WRAPPERS` and `LEADING`.
+            The precision is kept.
+        heads: number of attention heads, which the shapes do not determine.
+        rms_norm: whether the blocks' norms are RMSNorm, not LayerNorm.
         qk_norm: whether queries and keys are normalised.
-        modulation_norm: whether the modulation vectors are, which no tensor tells.
-        label_dropout: whether it was trained with dropped labels. Without, the label table has a row a class;
-            the network refuses calls without labels, and the row that stands for them in `state_dict()` is
-            the classes' mean.
+        modulation_norm: whether the modulation vectors are normalised.
+        label_dropout: whether it was trained with dropped labels. If not, the label table has one row per
+            class, the network refuses calls without labels, and the row for them in `state_dict()` is the
+            mean of the classes.
 
     Raises:
         InputError: if a tensor is missing, left over, of another shape or dtype, or the positions are not
@@ -138,10 +135,10 @@ def network_from_authors(
         table = theirs.get(LABEL_TABLE)
         if table is None or table.ndim != 2 or not table.is_floating_point():
             raise InputError("label_dropout", "the network has no classes whose labels could be dropped")
-        theirs[LABEL_TABLE] = torch.cat([table, table[:1]])  # whose last row is filled below
+        theirs[LABEL_TABLE] = torch.cat([table, table[:1]])  # the last row is filled below
     architecture = _architecture(theirs, heads, rms_norm, qk_norm, modulation_norm)
     try:
-        with torch.device("meta"):  # without memory until the tensors fit: their shapes may be anybody's
+        with torch.device("meta"):  # no memory is allocated before the shapes are checked
             network = DiT(*architecture)
     except RuntimeError:
         raise InputError("state_dict", f"a DiT of impossible size, {architecture[0].size()}") from None
@@ -181,7 +178,7 @@ def network_from_authors(
         )
     network = network.to(positions.dtype).to_empty(device="cpu")
     network.load_state_dict(ours, strict=True)
-    network.positions.copy_(positions)  # theirs to the last digit, not only to the tolerance above
+    network.positions.copy_(positions)  # exactly theirs, beyond the tolerance above
     if not label_dropout:
         network.conditioning.without_label_dropout()
     return network
@@ -190,8 +187,8 @@ def network_from_authors(
 def guess_attention(state_dict: Mapping[str, Tensor]) -> tuple[int, bool]:
     """(heads, whether queries and keys are normalised) of an authors' state dict.
 
-    Where they are, their scale has the width of a head. Else the number of heads is that of the preset of
-    this hidden size, or such that a head is 64 wide.
+    If they are, the scale's length is the width of a head. Otherwise the number of heads is that of the
+    preset with this hidden size, or else gives heads of width 64.
     """
     theirs = without_prefix(state_dict)
     hidden_size = max([1, *theirs.get(PATCHES, torch.empty(0, device="cpu")).shape[:1]])
@@ -205,7 +202,7 @@ def guess_attention(state_dict: Mapping[str, Tensor]) -> tuple[int, bool]:
 def _architecture(
     theirs: Mapping[str, Tensor], heads: int, rms_norm: bool, qk_norm: bool, modulation_norm: bool
 ) -> tuple[DiTConfig, tuple[int, int, int], int]:
-    """(config, image shape, class count) that the shapes of their tensors tell."""
+    """(config, image shape, class count) from the shapes of the tensors."""
     empty = [name for name, tensor in theirs.items() if tensor.numel() == 0]
     if empty:
         raise InputError("state_dict", f"empty tensors {sorted(empty)[:3]}")
@@ -243,32 +240,18 @@ def _architecture(
     return config, (channels, side, side), class_count
 
 
-def network_to_authors(
-    network: DiT, of: Literal["parameters", "gradients"] = "parameters"
-) -> dict[str, Tensor]:
-    """The network's parameters, or their gradients, under the authors' names (with the prefix "model.").
-
-    Args:
-        of: "parameters" adds the fixed positions `pos_embed`; "gradients" needs a backward pass first.
-
-    Raises:
-        ValueError: if gradients are asked for and a parameter has none, or for another `of`.
-    """
-    if of not in ("parameters", "gradients"):
-        raise ValueError(f"of: must be 'parameters' or 'gradients', got {of!r}")
+def network_to_authors(network: DiT) -> dict[str, Tensor]:
+    """Copies of the parameters and the fixed positions under the authors' names, with the prefix "model."."""
     names = _names(network)
-    rows = network.class_count + network.conditioning.label_dropout  # of the label table, those of use
+    rows = network.class_count + network.conditioning.label_dropout  # of the label table, those in use
     tensors = {}
     for name, parameter in network.named_parameters():
-        tensor = parameter.detach() if of == "parameters" else parameter.grad
-        if tensor is None:
-            raise ValueError(f"{name} has no gradient; call backward first")
+        tensor = parameter.detach()
         if name == "patch_embedding.weight":
             p = network.patch_size
             tensor = tensor.unflatten(1, (-1, p, p))
         if name == "conditioning.label.weight":
             tensor = tensor[:rows]
         tensors[PREFIX + names[name]] = tensor.clone()
-    if of == "parameters":
-        tensors[PREFIX + "pos_embed"] = network.positions.detach()[None].clone()
+    tensors[PREFIX + "pos_embed"] = network.positions.detach()[None].clone()
     return tensors

@@ -1,83 +1,46 @@
-"""OmegaConf's configurations in a pickle, looked up in their inert stand-ins.
+"""OmegaConf's configurations in a pickle, read from their inert stand-ins.
 
-A pickled `DictConfig` or `ListConfig` has the state {"_content": …, "_parent": …, "_metadata": …}, a node of
-it {"_val": …, …} (OmegaConf 2.0 to 2.4). Only `_content`, `_val` and `_parent` are looked at. Any of them
-may hold anything, and contain itself: every walk here has an end.
+A pickled `DictConfig` or `ListConfig` has the state {"_content": …, "_parent": …, "_metadata": …}, a leaf
+{"_val": …, …} (OmegaConf 2.0 to 2.4). Interpolations such as `${loss.cfg}` are not followed.
 """
 
-import re
 from typing import Any
 
-from tvmatch.safe_pickle.inert import Inert, InertObject
+from tvmatch.safe_pickle.inert import Inert
 
 MAX_PARENTS = 50
-MAX_STEPS = 200  # of one look-up, those of the interpolations on its way included
-MAX_LENGTH = 100  # of a list
 
 Plain = str | int | float | bool
-_INTERPOLATION = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # an absolute path; OmegaConf knows other kinds besides
 
 
 def root_of(value: Any) -> Any:
     """The configuration that a pickled part of one belongs to, or None if it is no such part."""
-    if not (isinstance(value, InertObject) and value.class_name in ("DictConfig", "ListConfig")):
+    if not (isinstance(value, Inert) and value.class_name in ("DictConfig", "ListConfig")):
         return None
     for _ in range(MAX_PARENTS):
         parent = _state(value).get("_parent")
-        if not isinstance(parent, InertObject):
+        if not isinstance(parent, Inert):
             return value
         value = parent
-    return None  # a circle
+    return None  # its parents form a circle
 
 
 def stated(root: Any, path: str) -> Plain | tuple[Plain, ...] | None:
-    """What a configuration says under a dotted path: a plain value, or a tuple of them.
+    """The value of a configuration under a dotted path: a plain value, or a tuple of them.
 
-    Interpolations of an absolute path, `${loss.cfg}`, are followed. None stands for everything else: what
-    is missing, empty, `???`, of another kind, or refers to what is not in the file.
+    None stands for everything else: missing, empty, `???`, interpolated, or of another type.
     """
-    lookup = _Lookup(root)
-    found = lookup.follow(lookup.find(path))
-    if isinstance(found, list) and len(found) <= MAX_LENGTH:
-        numbers = [lookup.follow(part) for part in found]
-        return tuple(numbers) if all(_is_plain(number) for number in numbers) else None
+    found = _content(root)
+    for part in path.split("."):
+        found = _content(found.get(part)) if isinstance(found, dict) else None
+    if isinstance(found, list):
+        numbers = [_content(part) for part in found]
+        return tuple(numbers) if all(map(_is_plain, numbers)) else None
     return found if _is_plain(found) else None
 
 
-class _Lookup:
-    """One look-up in a configuration, which gives up after a number of steps."""
-
-    def __init__(self, root: Any) -> None:
-        self.root = root
-        self.steps = MAX_STEPS
-
-    def find(self, path: str) -> Any:
-        """What stands under a dotted path, an interpolation perhaps; None if nothing does."""
-        found = self.root
-        for part in path.split("."):
-            self.steps -= 1
-            content = self.follow(found) if self.steps > 0 else None
-            if isinstance(content, dict):
-                found = content.get(part)
-            elif isinstance(content, list) and part.isdecimal() and len(part) < 9:
-                found = content[int(part)] if int(part) < len(content) else None
-            else:
-                return None
-        return found
-
-    def follow(self, node: Any) -> Any:
-        """The value of a node, and of that to which it refers: a plain value, a dict or a list."""
-        while self.steps > 0:
-            self.steps -= 1
-            value = _content(node)
-            reference = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
-            if reference is None:
-                return value
-            node = self.find(reference[1])
-        return None
-
-
 def _content(node: Any) -> Any:
+    """A leaf's value, or the dict or list of a section."""
     state = _state(node)
     return state.get("_content", state.get("_val")) if isinstance(node, Inert) else node
 

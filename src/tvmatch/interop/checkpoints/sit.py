@@ -1,12 +1,11 @@
 """Flow Matching networks in the tensor names of SiT (Ma et al., arXiv 2401.08740): a DiT of (x, t, class).
 
-Such a network gives the velocity of a flow and knows no second time. As a network F(x, t, s) it starts as
-the same velocity for every s: the embedding of the duration t − s grows in with its last layer at zero.
+A SiT predicts the velocity of a flow and takes one time. The network F(x, t, s) made from it predicts the
+same velocity for every s: the last layer of the new embedding of the duration t − s is zero.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ def is_sit(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def sit_heads(state_dict: Mapping[str, Tensor]) -> int:
-    """Attention heads of a SiT, which no tensor tells: 16 in XL, unlike ours; else `guess_attention`."""
+    """Number of attention heads of a SiT: 16 for the width of XL, unlike ours; else `guess_attention`."""
     theirs = without_prefix(state_dict)
     table = theirs.get("x_embedder.proj.weight")
     hidden_size = table.shape[0] if table is not None and table.ndim else 0
@@ -45,21 +44,19 @@ def network_from_sit(
     state_dict: Mapping[str, Tensor],
     *,
     heads: int,
-    data_time: Literal[0, 1] = 1,
     label_dropout: bool = True,
 ) -> DiT:
     """A DiT whose F(x, t, s, c) is, for every s, the velocity of a SiT at time t.
 
-    Published SiTs have data at time 1 and noise at 0 (`data_time=1`): x_τ = τ x0 + (1 − τ) x1, with velocity
+    Published SiTs have data at time 1 and noise at 0: x_τ = τ x0 + (1 − τ) x1, with velocity
     dx/dτ. Here τ = 1 − t, so F(x, t) = −F_SiT(x, 1 − t). Both signs go into the weights, exactly: the time
     features cos((1 − t) ω), sin((1 − t) ω) are a rotation of cos(t ω), sin(t ω).
 
     A network that also predicts a variance keeps the first half of its output channels, the velocity.
 
     Args:
-        state_dict: their names; sizes come from the tensors' shapes. The precision is kept.
-        heads: number of attention heads, which no shape tells.
-        data_time: the time that stands for data.
+        state_dict: tensors by SiT's names. Sizes come from their shapes; the precision is kept.
+        heads: number of attention heads, which the shapes do not determine.
         label_dropout: see `network_from_authors`.
 
     Raises:
@@ -77,11 +74,9 @@ def network_from_sit(
     if expand.shape[1] % 2:
         raise InputError("state_dict", f"{TIME_LAYER} takes {expand.shape[1]} features, half of them cosines")
     weight, bias = (_velocity_rows(rows, channels, patch_size) for rows in (weight, bias))
-    if data_time == 1:
-        weight, bias = -weight, -bias
-        theirs[TIME_LAYER] = _reversed_time(expand)
-    theirs |= {"final_layer.linear.weight": weight, "final_layer.linear.bias": bias}
-    # The new embedding's first layer takes the weights of t's, so that its features are of the right size.
+    theirs[TIME_LAYER] = _reversed_time(expand)
+    theirs |= {"final_layer.linear.weight": -weight, "final_layer.linear.bias": -bias}
+    # The first layer of the new embedding is a copy of t's, so that its features have the right scale.
     theirs[f"{DURATION}.0.weight"] = expand.clone()
     theirs[f"{DURATION}.0.bias"] = theirs.get("t_embedder.mlp.0.bias", expand[:, 0]).clone()
     theirs[f"{DURATION}.2.weight"] = torch.zeros_like(project)
@@ -97,7 +92,7 @@ def network_from_sit(
 
 
 def _velocity_rows(rows: Tensor, channels: int, patch_size: int) -> Tensor:
-    """Of a head's (p · p · outputs, …) rows, channel last, those of the first `channels` outputs."""
+    """The rows of the first `channels` outputs, of (p · p · outputs, …) rows with the channel last."""
     outputs, rest = divmod(len(rows), patch_size**2)
     if rest or outputs not in (channels, 2 * channels):
         raise InputError(

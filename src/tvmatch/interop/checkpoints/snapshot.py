@@ -1,15 +1,13 @@
 """Networks in files of other projects, read without executing anything: snapshots, state dicts, safetensors.
 
 The TVM authors' snapshots are pickles of whole Python objects, which carry their own source code
-(`torch_utils.persistence`). The tensors in them are used, and what their configuration says of the training;
-the code is not even looked at.
+(`torch_utils.persistence`). Only the tensors in them are used, and their configuration of the training.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,64 +24,11 @@ from tvmatch.interop.checkpoints.modules import COUNTERS, kind, modules, own_ten
 from tvmatch.interop.checkpoints.sit import is_sit, network_from_sit, sit_heads
 from tvmatch.interop.checkpoints.training_facts import TrainingFacts, read_facts
 from tvmatch.models import DiT
-from tvmatch.safe_pickle.inert import NUMPY_ARRAYS, InertObject, Refused, shown
-from tvmatch.safe_pickle.machine import load
-from tvmatch.safe_pickle.streams import Stream, map_file
-from tvmatch.safe_pickle.torch_files import TENSORS, StoredTensor, is_torch_file, load_torch
+from tvmatch.safe_pickle.inert import shown
+from tvmatch.safe_pickle.tensors import StoredTensor
+from tvmatch.safe_pickle.unpickler import restricted_load
 
 ENTRIES = ("ema", "net")  # in order of preference
-
-# Objects of these modules' classes stand beside the weights; a compiled network brings its compiler along, a
-# configuration its types. Which they are does not matter: nothing is made of them. The lists only tell a
-# snapshot from something else.
-_PACKAGES = (
-    *("torch.nn", "torch.optim", "torch.utils", "torch._dynamo", "torch._inductor", "torch._functorch"),
-    *("timm", "diffusers", "omegaconf", "torch_utils", "dnnlib", "training", "models", "networks"),
-)
-_TYPES = ("object", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "type")
-_OTHERS = {
-    "torch": ("_TorchCompileInductorWrapper", "_TorchCompileWrapper"),
-    "torch._C._nn": ("gelu", "silu"),
-    "builtins": (*_TYPES, "getattr"),
-    "__builtin__": (*_TYPES, "getattr", "long", "unicode"),  # as protocol 2 calls them
-    "typing": ("Any", "Dict", "List", "Optional", "Tuple", "Union"),
-    "pathlib": ("Path", "PosixPath", "PurePosixPath", "WindowsPath"),
-    **dict.fromkeys(("operator", "_operator"), ("getitem",)),  # of the types in `typing`
-    "contextlib": ("nullcontext",),
-    "functools": ("partial",),
-    "collections": ("defaultdict",),
-    "argparse": ("Namespace",),
-    "types": ("SimpleNamespace",),
-}
-_RECONSTRUCTION = ("torch_utils.persistence", "_reconstruct_persistent_obj")
-
-
-def _persistent(description: Any, /) -> InertObject:
-    """What `_reconstruct_persistent_obj` would have made by executing source code: class name and state."""
-    if not isinstance(description, dict) or not isinstance(description.get("class_name"), str):
-        raise TypeError
-    stands_in = InertObject(description["class_name"])
-    stands_in.state = description.get("state")
-    return stands_in
-
-
-class _Names(dict[tuple[str, str], Callable[..., Any]]):
-    """The names that a snapshot may refer to: tensors, arrays, and classes of packages that are admitted."""
-
-    def __init__(self, packages: Iterable[str]) -> None:
-        super().__init__({**NUMPY_ARRAYS, **TENSORS, _RECONSTRUCTION: _persistent})
-        self.packages = (*_PACKAGES, *packages)
-
-    def __missing__(self, key: tuple[str, str]) -> Callable[..., Any]:
-        module, name = key
-        of_package = any(f"{module}.".startswith(f"{package}.") for package in self.packages)
-        if "." in name or not (of_package or name in _OTHERS.get(module, ())):
-            words = shown(f"{module}.{name}")
-            raise Refused(
-                f"it refers to {words}, which no network needs; nothing was run (admit={shown(module)} "
-                "reads on, still without running anything)"
-            )
-        return partial(InertObject, name)
 
 
 @dataclass(frozen=True)
@@ -93,25 +38,23 @@ class Snapshot:
     Attributes:
         tensors: by their names in the file, without the levels that wrappers add.
         entry: which network of the file, "ema" or "net" for example; "" if the file is one state dict.
-        beside: what else the file holds, as `name: kind`, unused.
-        options: numbers and words that the file says the network was made with; nothing relies on them.
-        facts: what the file says of its training.
+        unused: names of the file's other entries.
+        facts: what the file says about its training.
     """
 
     tensors: dict[str, Tensor]
     entry: str = ""
-    beside: tuple[str, ...] = ()
-    options: dict[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     facts: TrainingFacts = field(default_factory=TrainingFacts)
 
 
 class ImportedNetwork(NamedTuple):
-    """A network of ours with a file's weights.
+    """A network with a file's weights.
 
     Attributes:
         network: in float32.
-        is_flow: whether the file's network knows one time only (the layout of SiT).
-        dtypes: the precisions that the weights have in the file.
+        is_flow: whether the file's network takes one time only (the layout of SiT).
+        dtypes: the precisions of the weights in the file.
     """
 
     network: DiT
@@ -119,60 +62,66 @@ class ImportedNetwork(NamedTuple):
     dtypes: tuple[str, ...]
 
 
-def read_snapshot(path: Path, entry: str | None = None, admit: Iterable[str] = ()) -> Snapshot:
+def read_snapshot(path: Path, entry: str | None = None) -> Snapshot:
     """Find a network's tensors in a pickled snapshot, a file of `torch.save`, or a safetensors file.
 
-    The kind of file is told from its content. Nothing in it is executed or imported.
+    The kind of file is detected from its content. Nothing in it is executed or imported.
 
     Args:
         path: the file.
         entry: which network of a file that holds several, by its key; by default "ema", else "net".
-        admit: packages or modules whose names a pickle may have besides those that are usual. Objects of
-            their classes are inert like all others.
 
     Raises:
-        InputError: if the file cannot be read, is damaged, refers to anything unexpected, contradicts itself,
-            or holds no network of this name.
+        InputError: if the file cannot be read, is damaged, contradicts itself, or holds no network of this
+            name.
     """
+    content = _safetensors(path) if _is_safetensors(path) else restricted_load(path)
     try:
-        data, names = map_file(path), _Names(admit)
-        if bytes(data[8:9]) == b"{":
-            return _one_network(_safetensors(path), entry)
-        content = load_torch(data, names) if is_torch_file(data) else load(Stream(data), names)
         return _from_content(content, entry)
-    except Refused as error:
-        raise InputError(path, str(error)) from None
+    except InputError as error:
+        raise error.within(path) from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError:
+        return False  # restricted_load reports it
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise Refused(f"truncated or not a safetensors file ({shown(error)})") from None
+        raise InputError(path, f"truncated or not a safetensors file ({shown(error)})") from None
 
 
 def _from_content(content: Any, entry: str | None) -> Snapshot:
-    """The network in what a file holds: a state dict, or a dict that has one or a module under its name."""
+    """The network in a file's content: a state dict, or a dict that has one or a module under its name."""
     if not isinstance(content, dict):
-        raise Refused(f"it holds {kind(content)} where a dict with a network under ema or net was expected")
-    if content and all(isinstance(value, StoredTensor) for value in content.values()):
+        raise InputError(
+            f"it holds {kind(content)} where a dict with a network under ema or net was expected"
+        )
+    if content and all(isinstance(value, StoredTensor | Tensor) for value in content.values()):
         return _one_network(tensors_of(content), entry)
     for name in ENTRIES if entry is None else (entry,):
         network = content.get(name)
         if network is None:
             continue
-        beside = tuple(f"{shown(key)}: {kind(value)}" for key, value in content.items() if key != name)
+        unused = tuple(shown(key) for key in content if key != name)
         if isinstance(network, dict):
-            facts = read_facts({}, content.values())
-            return Snapshot(_unwrapped(tensors_of(network)), name, beside, facts=facts)
-        states = dict(modules(network, name))
-        stored = {
-            ".".join((*path, leaf)): x for path, state in states.items() for leaf, x in own_tensors(state)
-        }
-        tensors = _unwrapped(tensors_of(stored))
-        return Snapshot(tensors, name, beside, _options(states), read_facts(states[()], content.values()))
+            stored, state = network, {}
+        else:
+            states = dict(modules(network, name))
+            stored = {
+                ".".join((*path, leaf)): x for path, state in states.items() for leaf, x in own_tensors(state)
+            }
+            state = states[()]
+        facts = read_facts(state, content.values())
+        return Snapshot(_unwrapped(tensors_of(stored)), name, unused, facts)
     found = ", ".join(shown(key) for key in list(content)[:8]) or "nothing"
-    raise Refused(f"no network under {shown(entry or 'ema or net')}; the file holds {found}")
+    raise InputError(f"no network under {shown(entry or 'ema or net')}; the file holds {found}")
 
 
 def _one_network(tensors: dict[str, Tensor], entry: str | None) -> Snapshot:
@@ -183,30 +132,15 @@ def _one_network(tensors: dict[str, Tensor], entry: str | None) -> Snapshot:
         group = next((level for level in ENTRIES if level in levels), "")
         groups.setdefault(group, {})[name] = tensor
     if entry is not None and entry not in groups:
-        raise Refused(f"it holds the tensors of one network; there is no {shown(entry)} to choose")
-    chosen = next((name for name in (*ENTRIES, "") if name in groups), "") if entry is None else entry
-    beside = tuple(
-        f"{name or 'others'}: {len(group)} tensors" for name, group in groups.items() if name != chosen
-    )
-    return Snapshot(_unwrapped(groups.get(chosen, {})), chosen, beside)
+        raise InputError(f"it holds the tensors of one network; there is no {shown(entry)} to choose")
+    chosen = next(name for name in (*ENTRIES, "") if name in groups) if entry is None else entry
+    unused = tuple(name or "others" for name in groups if name != chosen)
+    return Snapshot(_unwrapped(groups[chosen]), chosen, unused)
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under names without wrappers, and without what averages count."""
-    weights = {name: tensor for name, tensor in tensors.items() if name.split(".")[-1] not in COUNTERS}
-    try:
-        return without_prefix(weights)
-    except InputError as error:
-        raise Refused(str(error)) from None
-
-
-def _options(states: dict[tuple[str, ...], dict[str, Any]]) -> dict[str, str]:
-    """Plain values among the arguments that the outermost module says it was made with."""
-    arguments = states[()].get("_init_kwargs")
-    if not isinstance(arguments, dict):
-        return {}
-    plain = {name: value for name, value in arguments.items() if isinstance(value, str | int | float | bool)}
-    return {shown(name): shown(value) for name, value in plain.items()}
+    """Tensors under names without wrappers, and without the counters of averages."""
+    return without_prefix({name: x for name, x in tensors.items() if name.split(".")[-1] not in COUNTERS})
 
 
 def import_network(
@@ -214,16 +148,14 @@ def import_network(
     *,
     heads: int | None = None,
     modulation_norm: bool = True,
-    data_time: Literal[0, 1] = 1,
     label_dropout: bool = True,
 ) -> ImportedNetwork:
-    """Our network with the weights of a file, in the authors' names or in SiT's.
+    """A DiT with the weights of a file, in the authors' tensor names or in SiT's.
 
     Args:
         tensors: of a `Snapshot`.
-        heads: number of attention heads; by default as the tensors or the presets tell.
-        modulation_norm: whether the network normalises its modulation vectors, which no tensor tells.
-        data_time: of a SiT, the time that stands for data.
+        heads: number of attention heads; by default from the tensors or the presets.
+        modulation_norm: whether the network normalises its modulation vectors.
         label_dropout: whether it was trained with dropped labels; see `network_from_authors`.
 
     Raises:
@@ -240,7 +172,7 @@ def import_network(
     is_flow = is_sit(single)
     if is_flow:
         heads = sit_heads(single) if heads is None else heads
-        network = network_from_sit(single, heads=heads, data_time=data_time, label_dropout=label_dropout)
+        network = network_from_sit(single, heads=heads, label_dropout=label_dropout)
     else:
         guessed_heads, qk_norm = guess_attention(single)
         heads = guessed_heads if heads is None else heads

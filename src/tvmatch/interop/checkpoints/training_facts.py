@@ -1,7 +1,7 @@
-"""What a snapshot says of how its network was trained.
+"""What a snapshot says about the training of its network.
 
-The TVM authors' networks remember the arguments that they were made with, and among these a part of the whole
-run's configuration, which knows the whole.
+The TVM authors' networks store the arguments of their constructors, among them a part of the run's OmegaConf
+configuration, whose `_parent` leads to the whole.
 """
 
 import math
@@ -10,34 +10,36 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tvmatch.condition import Guidance
+from tvmatch.errors import InputError
 from tvmatch.interop.checkpoints.inert_config import root_of, stated
-from tvmatch.safe_pickle.inert import Refused, shown
+from tvmatch.safe_pickle.inert import shown
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-ROUNDING = 1e-6  # relative: numbers as YAML and JSON print them agree
+ROUNDING = 1e-6  # relative: numbers agree that differ by their rounding in YAML or JSON
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingFacts:
     """How a network was trained, as far as its file says; None where it does not.
 
     Attributes:
         scaled: the scaled parameterisation.
-        guidance: the weight w.
-        mean: of the latents, a channel: the network sees (latent − mean) / std.
-        std: likewise.
+        guidance: the weight w; a range of them only from options and recipes.
+        mean: of the latents, per channel: the network's input is (latent − mean) / std.
+        std: of the latents, per channel.
         autoencoder: name on the Hub of the latents' autoencoder.
         class_count: number of classes.
         label_dropout: probability of dropping a label.
         s: location and scale of the logit-normal distribution of s.
-        gap: likewise of t − s.
+        gap: location and scale of the logit-normal distribution of t − s.
         detach_jvp: whether the gradient through the derivative in s was left out.
         evaluation_ema: rate of the evaluation weights' average.
-        target_ema: of the target's.
+        target_ema: rate of the target's average.
     """
 
     scaled: bool | None = None
-    guidance: float | None = None
+    guidance: Guidance | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     autoencoder: str | None = None
@@ -49,8 +51,8 @@ class TrainingFacts:
     evaluation_ema: float | None = None
     target_ema: float | None = None
 
-    def told(self) -> dict[str, Any]:
-        """Those that the file says."""
+    def known(self) -> dict[str, Any]:
+        """The facts that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -58,44 +60,34 @@ def read_facts(state: dict[Any, Any], beside: Iterable[Any] = ()) -> TrainingFac
     """The facts in the state of a network's outermost module, and in configurations beside the network.
 
     Raises:
-        Refused: if one of them is said twice and differently.
+        InputError: if two places contradict each other.
     """
-    arguments = [value for value in (state.get("_init_kwargs"), state.get("_init_args")) if value]
-    given = [x for values in arguments for x in (values.values() if isinstance(values, dict) else [values])]
-    given = [part for x in given for part in (x if isinstance(x, tuple | list) else [x])]
-    roots: dict[int, Any] = {}
-    for value in (*state.values(), *given, *beside):
-        root = root_of(value)
-        if root is not None:
-            roots[id(root)] = root
-    kwargs = state.get("_init_kwargs")
-    sources = [_of_state((kwargs if isinstance(kwargs, dict) else {}) | state)]
-    sources += [_of_configuration(root) for root in roots.values()]
-    together: dict[str, Any] = {}
+    keywords, positional = state.get("_init_kwargs"), state.get("_init_args")
+    keywords = keywords if isinstance(keywords, dict) else {}
+    given = [*keywords.values(), *(positional if isinstance(positional, tuple | list) else [])]
+    roots = {id(root): root for value in (*state.values(), *given, *beside) if (root := root_of(value))}
+    own, sources = keywords | state, list(map(_of_configuration, roots.values()))
+    scaled, detach_jvp = _switch(own.get("do_scale_param")), _switch(own.get("detach_jvp"))
+    classes = own.get("label_dim")
+    class_count = classes if type(classes) is int and classes >= 0 else None
+    sources.insert(0, TrainingFacts(scaled=scaled, detach_jvp=detach_jvp, class_count=class_count))
+    merged: dict[str, Any] = {}
     for name in (field.name for field in fields(TrainingFacts)):
         values = [value for source in sources if (value := getattr(source, name)) is not None]
         for value in values:
             if not alike(value, values[0]):
-                raise Refused(f"it says of its network {name} {shown(values[0])}, and {shown(value)}")
-        together[name] = values[0] if values else None
-    return TrainingFacts(**together)
+                raise InputError(f"it contradicts itself about {name}: {shown(values[0])} and {shown(value)}")
+        merged[name] = values[0] if values else None
+    return TrainingFacts(**merged)
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Whether two facts are the same but for the rounding of printed numbers."""
+    """Whether two facts are the same up to the rounding of printed numbers."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(alike, a, b))
     if _is_number(a) and _is_number(b):
         return math.isclose(a, b, rel_tol=ROUNDING)
     return type(a) is type(b) and bool(a == b)
-
-
-def _of_state(state: dict[Any, Any]) -> TrainingFacts:
-    return TrainingFacts(
-        scaled=_switch(state.get("do_scale_param")),
-        detach_jvp=_switch(state.get("detach_jvp")),
-        class_count=_count(state.get("label_dim")),
-    )
 
 
 def _of_configuration(root: Any) -> TrainingFacts:
@@ -104,13 +96,12 @@ def _of_configuration(root: Any) -> TrainingFacts:
         return float(value) if _is_number(value) and fits(value) else None  # type: ignore[arg-type]
 
     def two(name: str) -> tuple[float, float] | None:
-        location, scale = (
-            one(f"loss.{name}_P_mean", math.isfinite),
-            one(f"loss.{name}_P_std", lambda x: x > 0),
-        )
+        location = one(f"loss.{name}_P_mean", lambda x: True)
+        scale = one(f"loss.{name}_P_std", lambda x: x > 0)
         return None if location is None or scale is None else (location, scale)
 
-    mean, std = _normalization(*(stated(root, f"encoder.{x}") for x in ("raw_mean", "raw_std", "final_std")))
+    encoder = {name: stated(root, f"encoder.{name}") for name in ("raw_mean", "raw_std", "final_std")}
+    mean, std = _normalization(*encoder.values())
     autoencoder = stated(root, "encoder.vae_name")
     named = isinstance(autoencoder, str) and HUB_NAME.fullmatch(autoencoder)  # a path is of another machine
     return TrainingFacts(
@@ -127,36 +118,22 @@ def _of_configuration(root: Any) -> TrainingFacts:
     )
 
 
-def _normalization(
-    mean: Any, std: Any, final_std: Any
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """(mean, std) of (latent − mean) / std, which they write as (latent − raw_mean) · final_std / raw_std."""
-    means, stds = _numbers(mean), _numbers(std)
-    finals = _numbers(final_std)
-    if means is None or stds is None or finals is None or len(means) != len(stds):
-        return None, None
+def _normalization(*values: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) of (latent − mean) / std from their (latent − raw_mean) · final_std / raw_std."""
+    means, stds, finals = (value if isinstance(value, tuple) else (value,) for value in values)
     finals = finals * len(stds) if len(finals) == 1 else finals
-    if len(finals) != len(stds) or min(*stds, *finals) <= 0:
+    numbers = (*means, *stds, *finals)
+    if not 0 < len(means) == len(stds) == len(finals) or not all(map(_is_number, numbers)):
         return None, None
-    scaled = tuple(s / f for s, f in zip(stds, finals, strict=True))
-    usable = all(map(math.isfinite, scaled)) and min(scaled) > 0
-    return (means, scaled) if usable else (None, None)
-
-
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    """A number or several, as a tuple."""
-    values = value if isinstance(value, tuple) else (value,)
-    return tuple(map(float, values)) if values and all(map(_is_number, values)) else None
+    if min(*stds, *finals) < 1e-15:
+        return None, None
+    return tuple(map(float, means)), tuple(s / f for s, f in zip(stds, finals, strict=True))
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number of a size that any of these facts has."""
+    """Whether it is a finite number of a plausible size."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _switch(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 31 else None

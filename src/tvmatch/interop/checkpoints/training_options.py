@@ -1,7 +1,7 @@
-"""How an imported network was trained, as its file, options and a recipe say, which must not disagree."""
+"""How an imported network was trained: what its file, the options and a recipe say must agree."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvmatch.condition import Guidance
@@ -15,126 +15,110 @@ from tvmatch.objectives import TVM
 
 
 @dataclass
-class ImportedTraining:
-    """How a network was trained, as far as file, options and recipe tell; None where they do not.
+class ImportedTraining(TrainingFacts):
+    """How a network was trained, from its file, the options and the recipe; None where none of them says.
 
     Attributes:
-        label_dropout: probability of dropping a label, as file or option say.
-        shape: that the recipe expects.
-        class_count: likewise.
+        modulation_norm: whether the network normalises its modulation vectors, from option or recipe.
+        shape: (C, H, W) of the recipe's latents.
+        recipe_classes: number of classes in the recipe.
     """
 
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    guidance: Guidance | None = None
-    scaled: bool | None = None
-    autoencoder: str | None = None
-    label_dropout: float | None = None
-    modulation_norm: bool = True
+    modulation_norm: bool | None = None
     shape: tuple[int, ...] | None = None
-    class_count: int | None = None
+    recipe_classes: int | None = None
 
 
 def imported_training(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
-    """The options, on top of what the file says, on top of the recipe's values.
+    """Merge the facts of the file, which have priority, the options and the recipe.
+
+    `--autoencoder` has priority over the file: it says where the autoencoder is on this machine. The label
+    dropout of a recipe is compared with the file's but not adopted.
 
     Args:
         parsed: the options of `tvmatch import`.
         facts: what the file says.
 
     Raises:
-        InputError: if the file says something else than the recipe or an option, or an option is out of
-            range. The autoencoder's place may be any: files name it as it was called where they come from.
+        InputError: if the recipe or an option contradicts the file, or an option is out of range.
     """
-    training = ImportedTraining()
-    if parsed.recipe is not None:
-        config = recipe(parsed.recipe)
-        told = _facts_of(config)
-        if different := _differences(told, facts):
-            ours = ", ".join(f"{name} {value}" for name, value, _ in different)
-            said = ", ".join(f"{name} {value}" for name, _, value in different)
-            raise InputError(
-                "recipe", f"{parsed.recipe} has {ours}, but {parsed.file} was trained with {said}"
-            )
-        for name in ("mean", "std", "guidance", "scaled", "autoencoder"):
-            setattr(training, name, told.get(name))
-        training.modulation_norm = getattr(config.network, "modulation_norm", True)
-        if isinstance(config.data, LatentsData):
-            training.shape, training.class_count = config.data.shape, config.data.class_count
-    for name in ("mean", "std", "guidance", "scaled", "autoencoder", "label_dropout"):
-        if getattr(facts, name) is not None:
-            setattr(training, name, getattr(facts, name))
-    options = _options(parsed, facts)
+    training = ImportedTraining() if parsed.recipe is None else _of_recipe(recipe(parsed.recipe))
+    if different := _differences(training, facts):
+        ours = ", ".join(f"{name} {value}" for name, value, _ in different)
+        theirs = ", ".join(f"{name} {value}" for name, _, value in different)
+        raise InputError("recipe", f"{parsed.recipe} has {ours}, but {parsed.file} was trained with {theirs}")
+    training.label_dropout = None
+    options = _of_options(parsed, facts)
     for name, value, said in _differences(options, facts):
         if name != "autoencoder":
             raise InputError(name, f"{value} is given, but {parsed.file} was trained with {said}")
-    if parsed.autoencoder == "none" and facts.autoencoder is not None:
+    if options.autoencoder == "none" and facts.autoencoder is not None:
         raise InputError(
             "autoencoder",
             f"none is for pixels, {parsed.file} says that its network is for latents of {facts.autoencoder}",
         )
-    for name, value in options.items():
-        if getattr(facts, name, None) is None or name == "autoencoder":  # else the file's, to its last digit
-            setattr(training, name, value)
-    return training
+    merged = replace(training, **(options.known() | facts.known()))
+    merged.autoencoder = options.autoencoder or merged.autoencoder
+    return merged
 
 
-def _options(parsed: Any, facts: TrainingFacts) -> dict[str, Any]:
-    """The options that were given, as values of the facts that they are about."""
-    options: dict[str, Any] = {}
+def _of_options(parsed: Any, facts: TrainingFacts) -> ImportedTraining:
+    options = ImportedTraining(
+        scaled=parsed.scaled,
+        autoencoder=parsed.autoencoder,
+        label_dropout=parsed.label_dropout,
+        modulation_norm=parsed.modulation_norm,
+    )
     for name in ("mean", "std", "guidance"):
         if (text := getattr(parsed, name)) is not None:
-            options[name] = _numbers(name, text)
-    for name in ("mean", "std"):
-        said = getattr(facts, name)
-        if name in options and said is not None and len(options[name]) == 1:
-            options[name] = options[name] * len(said)
-    if "guidance" in options:
-        options["guidance"] = _guidance(options["guidance"])
-    for name in ("scaled", "modulation_norm", "autoencoder", "label_dropout"):
-        if (value := getattr(parsed, name)) is not None:
-            options[name] = value
-    if not 0 <= options.get("label_dropout", 0) <= 1:
+            numbers = _numbers(name, text)
+            said = getattr(facts, name)
+            if name == "guidance":
+                options.guidance = _guidance(numbers)
+            else:
+                setattr(options, name, numbers * len(said) if said and len(numbers) == 1 else numbers)
+    if not 0 <= (options.label_dropout or 0) <= 1:
         raise InputError("label_dropout", f"must be in [0, 1], got {parsed.label_dropout}")
     return options
 
 
-def _differences(values: dict[str, Any], facts: TrainingFacts) -> list[tuple[str, str, str]]:
-    """(name, value, what the file says) of all values that the file says otherwise."""
+def _differences(values: TrainingFacts, facts: TrainingFacts) -> list[tuple[str, str, str]]:
+    """(name, value, the file's value) of all values that the file contradicts."""
     different = []
-    for name, value in values.items():
+    for name, value in values.known().items():
         said = getattr(facts, name, None)
-        if value is None or said is None:
-            continue
-        if name in ("mean", "std") and facts.std is not None:
+        if name in ("mean", "std") and said is not None and facts.std is not None:
             same = agree(value, said, facts.std)
         else:
-            same = alike(value, said)
+            same = said is None or alike(value, said)
         if not same:
             different.append((name, _shown(value), _shown(said)))
     return different
 
 
-def _facts_of(config: Config) -> dict[str, Any]:
-    """What a recipe says of the same facts as files do."""
-    objective = config.objective
+def _of_recipe(config: Config) -> ImportedTraining:
+    objective, data = config.objective, config.data
     if not isinstance(objective, TVM):
         raise InputError("recipe", f"{config.recipe} trains another objective than the file's")
-    times = objective.times
-    told: dict[str, Any] = {
-        "scaled": objective.scaled,
-        "guidance": _exact(objective.guidance_weight),
-        "label_dropout": _exact(objective.label_dropout),
-        "s": _exact(times.s),
-        "gap": _exact(times.gap),
-        "detach_jvp": objective.detach_jvp,
-        "evaluation_ema": _exact(config.training.evaluation_ema),
-        "target_ema": _exact(objective.target_ema),
-    }
-    if isinstance(config.data, LatentsData):
-        told |= {"mean": _exact(config.data.mean), "std": _exact(config.data.std)}
-        told["autoencoder"] = config.data.autoencoder
-    return told
+    training = ImportedTraining(
+        scaled=objective.scaled,
+        guidance=_exact(objective.guidance_weight),
+        label_dropout=_exact(objective.label_dropout),
+        s=_exact(objective.times.s),
+        gap=_exact(objective.times.gap),
+        detach_jvp=objective.detach_jvp,
+        evaluation_ema=_exact(config.training.evaluation_ema),
+        target_ema=_exact(objective.target_ema),
+        modulation_norm=getattr(config.network, "modulation_norm", True),
+    )
+    if isinstance(data, LatentsData):
+        training.mean, training.std, training.autoencoder = (
+            _exact(data.mean),
+            _exact(data.std),
+            data.autoencoder,
+        )
+        training.shape, training.recipe_classes = data.shape, data.class_count
+    return training
 
 
 def _exact(value: Any) -> Any:
