@@ -1,6 +1,5 @@
-"""A data set held in memory as tensors: a user's own, or the bundled digits."""
+"""A data set in memory, made of tensors."""
 
-import operator
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -11,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
-from tvmatch.data.facts import count_classes
 from tvmatch.data.findings import lines_of_findings
 from tvmatch.data.spec import MOST_CLASSES, DataSpec
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 
 Labels = Tensor | Sequence[int] | NDArray[np.integer[Any]]
 
@@ -27,18 +25,18 @@ class TensorDataset(StoredDataset):
             by 255 when used), or points (N, D) of any finite size.
         labels: N class numbers 0 … K − 1 (an integer tensor or array, or a sequence), or None for
             unconditional data.
-        class_names: one name a class; without it the classes are called "0" … "K − 1", K − 1 being the
-            largest label.
+        class_names: one name per class; by default "0" … "K − 1", where K − 1 is the largest label.
         horizontal_flip: mirror each training image with probability 1/2.
         mean: per channel or coordinate in data units; by default 0.5 for images and 0 for points.
-        std: likewise; by default 0.5 for images, so that the network sees [−1, 1], and 1 for points.
+        std: per channel or coordinate in data units; by default 0.5 for images, so that the network sees
+            [−1, 1], and 1 for points.
 
     Attributes:
-        findings: what there is, for people: a line on elements and classes, and one on classes without any.
+        findings: lines about elements and classes, and about classes without elements.
 
     Raises:
-        InputError: values that are empty, of another shape or type, non-finite or outside [0, 1]; labels
-            of another number, type or range; names without labels; flips of points.
+        InputError: values are empty, of another shape or type, non-finite or outside [0, 1]; labels have
+            another number, type or range; there are names without labels, or flips of points.
     """
 
     def __init__(
@@ -73,7 +71,9 @@ class TensorDataset(StoredDataset):
     @property
     def class_counts(self) -> list[int] | None:
         """Elements of each class; None without labels."""
-        return None if self._labels is None else count_classes(self._labels, self.spec.class_count)
+        if self._labels is None:
+            return None
+        return torch.bincount(self._labels, minlength=self.spec.class_count).tolist()
 
     def __len__(self) -> int:
         """Number of elements."""
@@ -86,7 +86,7 @@ class TensorDataset(StoredDataset):
 
 
 def _checked_values(values: Tensor) -> Tensor:
-    """The values on the CPU, as uint8 or float32, or an `InputError` that says what is wrong with them."""
+    """The values on the CPU, as uint8 or float32; raises an `InputError` if they are invalid."""
     if not isinstance(values, Tensor):
         raise InputError("values", f"must be a torch.Tensor, got {type(values).__name__}")
     if values.ndim not in (2, 4):
@@ -100,7 +100,7 @@ def _checked_values(values: Tensor) -> Tensor:
         return values
     if not values.is_floating_point():
         raise InputError("values", f"must be floating point, or uint8 for images, got {values.dtype}")
-    values = values.float()  # before the checks: a float64 may overflow in float32
+    values = values.float()  # before the checks, as float64 may overflow
     finite = values.isfinite().flatten(1).all(1)
     if not finite.all():
         raise InputError("values", f"element {int(finite.int().argmin())} holds a number that is not finite")
@@ -115,17 +115,15 @@ def _checked_values(values: Tensor) -> Tensor:
 def _checked_labels(
     labels: Labels | None, class_names: Sequence[str] | None, count: int
 ) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels as int64 of shape (count,) and the names of the classes, or an `InputError`."""
+    """Labels as int64 of shape (count,) and class names; raises an `InputError` if they are invalid."""
     if labels is None:
         if class_names is not None:
             raise InputError("class_names", "there are names but no labels")
         return None, None
-    if isinstance(class_names, str):  # of which Python would make a class a letter
-        raise InputError("class_names", f"must be one name a class, got the text {class_names!r}")
     if class_names is not None:
-        # The order of a mapping from names to numbers, or of a set, need not be that of the numbers.
-        if isinstance(class_names, bytes | Mapping | Set) or not isinstance(class_names, Iterable):
-            raise InputError("class_names", f"must be one name a class, got {reprlib.repr(class_names)}")
+        # The order of a mapping from names to numbers, or of a set, may differ from that of the numbers.
+        if isinstance(class_names, str | bytes | Mapping | Set) or not isinstance(class_names, Iterable):
+            raise InputError("class_names", f"must be one name per class, got {reprlib.repr(class_names)}")
         class_names = tuple(class_names)
         if not class_names:
             raise InputError("class_names", "there are labels but no names")
@@ -144,27 +142,11 @@ def _checked_labels(
 
 
 def _class_numbers(labels: Labels) -> Tensor:
-    """Labels of any source as int64 on the CPU; an `InputError` names the first that is no whole number."""
-    if (
-        isinstance(labels, np.ndarray)
-        and not isinstance(labels, np.ma.MaskedArray)
-        and labels.dtype.kind in "iu"
-    ):
-        labels = torch.from_numpy(labels.astype(np.int64))  # PyTorch computes little with unsigned numbers
-    if isinstance(labels, Tensor):
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise InputError("labels", f"must be integers, got {labels.dtype}")
-        return labels.detach().cpu().long()
-    if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable):
-        raise InputError("labels", f"must be integers, one an element, got {reprlib.repr(labels)}")
-    numbers = []
-    for place, label in enumerate(labels):
-        try:
-            # Not int(label), which would take 1.5 for 1; a truth value is an index too.
-            number = None if isinstance(label, bool | np.bool_) else operator.index(label)
-        except (TypeError, ValueError):  # ValueError: a tensor of several
-            number = None
-        if number is None or abs(number) >= 2**63:
-            raise InputError("labels", f"must be integers, that of element {place} is {reprlib.repr(label)}")
-        numbers.append(number)
-    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+    """Labels as int64 on the CPU."""
+    try:
+        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except (TypeError, ValueError) as error:  # lists of several lengths, or a type that NumPy lacks
+        raise InputError("labels", f"must be integers, one per element ({one_line(error)})") from None
+    if array.dtype.kind not in "iu":  # of objects, 1.5 would become 1
+        raise InputError("labels", f"must be integers, one per element, got {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))

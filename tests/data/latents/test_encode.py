@@ -37,9 +37,9 @@ from tvmatch.config import Config, recipe
 from tvmatch.data.base import epoch_indices, mirrored_at_random
 from tvmatch.data.facts import data_facts
 from tvmatch.data.images import source as image_source
-from tvmatch.data.images.reader import ImageSource, open_images
+from tvmatch.data.images.reader import ImageReader, open_images
 from tvmatch.data.latents.autoencoder import Autoencoder, load_autoencoder
-from tvmatch.data.latents.dataset import LatentDataset, LatentsInfo, Moments
+from tvmatch.data.latents.dataset import LatentDataset, LatentsInfo, Posterior
 from tvmatch.data.latents.encoder import Encoder, Normalization
 from tvmatch.data.latents.settings import EncodingOptions
 from tvmatch.data.latents.shards import ChannelSums, ShardWriter
@@ -77,12 +77,12 @@ def autoencoder(vae: Path) -> Autoencoder:
 
 
 @pytest.fixture(scope="module")
-def photographs(cache: Path) -> ImageSource:
+def photographs(cache: Path) -> ImageReader:
     return open_images(str(PHOTOGRAPHS), "train", label_column="label")
 
 
 @pytest.fixture(scope="module")
-def images(photographs: ImageSource) -> Tensor:
+def images(photographs: ImageReader) -> Tensor:
     """All of them, (64, 3, 16, 16) in [0, 1]."""
     pixels = [photographs.pixels(k, SIZE, "dhariwal") for k in range(COUNT)]
     return torch.from_numpy(np.stack(pixels)).float() / 255
@@ -97,7 +97,7 @@ MakeEncoder = Callable[..., Encoder]
 
 
 @pytest.fixture(scope="module")
-def encoder(photographs: ImageSource, autoencoder: Autoencoder) -> MakeEncoder:
+def encoder(photographs: ImageReader, autoencoder: Autoencoder) -> MakeEncoder:
     """Of the photographs, into a folder, by default with the options above."""
 
     def make(folder: Path, normalization: Any = None, **changes: Any) -> Encoder:
@@ -111,6 +111,11 @@ def encode(encoder: Encoder, **arguments: Any) -> LatentsInfo:
     info = encoder.finish()
     assert info is not None
     return info
+
+
+def posterior_of(dataset: LatentDataset, indices: Tensor) -> Posterior:
+    """Of the images of these numbers, not mirrored."""
+    return dataset._posterior(dataset._read(indices, torch.zeros(len(indices), dtype=torch.bool)))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +148,7 @@ def test_each_row_is_the_posterior_of_its_image(
     dataset = LatentDataset(encoded)
     assert len(dataset) == COUNT
     assert [shard.rows for shard in dataset.info.shards] == [24, 24, 16]
-    stored = dataset.moments(torch.arange(COUNT))
+    stored = posterior_of(dataset, torch.arange(COUNT))
     expected = autoencoder.encode(images)
     # Encoded in batches of another size: sums of a few hundred float32 terms in another order.
     assert relative_error(stored.mean, expected.mean) < 1e-5
@@ -158,7 +163,7 @@ def test_each_row_is_the_posterior_of_its_image(
     assert labels.bincount().tolist() == [16] * 4
 
 
-def test_labels_stay_with_their_images(encoded: Path, photographs: ImageSource) -> None:
+def test_labels_stay_with_their_images(encoded: Path, photographs: ImageReader) -> None:
     labels = LatentDataset(encoded).batch(0, COUNT, seed=3).labels
     assert labels is not None
     indices = epoch_indices(COUNT, 0, COUNT, 3)
@@ -166,7 +171,7 @@ def test_labels_stay_with_their_images(encoded: Path, photographs: ImageSource) 
 
 
 def test_a_checkpoint_of_latents_records_crop_and_classes(
-    encoded: Path, photographs: ImageSource, encoder: MakeEncoder, tmp_path: Path
+    encoded: Path, photographs: ImageReader, encoder: MakeEncoder, tmp_path: Path
 ) -> None:
     """The crop is that of the images before they were encoded."""
     labels = [photographs.label(k) for k in range(COUNT)]
@@ -179,7 +184,9 @@ def test_a_checkpoint_of_latents_records_crop_and_classes(
 
 def test_statistics_are_those_of_all_latents_at_once(encoded: Path) -> None:
     dataset = LatentDataset(encoded)
-    mean, std = (part.double().transpose(0, 1).flatten(1) for part in dataset.moments(torch.arange(COUNT)))
+    mean, std = (
+        part.double().transpose(0, 1).flatten(1) for part in posterior_of(dataset, torch.arange(COUNT))
+    )
     info = dataset.info
     assert info.measured_mean is not None
     assert info.measured_std is not None
@@ -196,9 +203,9 @@ def test_statistics_are_those_of_all_latents_at_once(encoded: Path) -> None:
 def test_sums_of_parts_are_those_of_the_whole(cuts: list[int], offset: float, scale: float) -> None:
     random = generator(0, "sums")
     draws = torch.randn(10, 2, 3, 3, generator=random, dtype=torch.float64) * scale + offset
-    moments = Moments(draws, torch.rand(10, 2, 3, 3, generator=random, dtype=torch.float64) * scale)
+    moments = Posterior(draws, torch.rand(10, 2, 3, 3, generator=random, dtype=torch.float64) * scale)
     ends = [0, *sorted(set(cuts)), 10]
-    parts = [Moments(*(x[a:b] for x in moments)) for a, b in pairwise(ends)]
+    parts = [Posterior(*(x[a:b] for x in moments)) for a, b in pairwise(ends)]
     sums = ChannelSums.of(parts[0])
     for part in parts[1:]:
         sums = sums.plus(ChannelSums.of(part))
@@ -242,7 +249,7 @@ def test_workers_give_the_same_batches(encoded: Path, method: str) -> None:
 def test_draws_have_the_posterior_s_mean_and_deviation(encoded: Path) -> None:
     """One epoch a step: every image is drawn once in each of n steps."""
     dataset, steps = LatentDataset(encoded), 200
-    moments = dataset.moments(torch.arange(COUNT))
+    moments = posterior_of(dataset, torch.arange(COUNT))
     draws = torch.stack([dataset.batch(step, COUNT, 0).values for step in range(steps)])
     order = torch.stack([epoch_indices(COUNT, step, COUNT, 0).argsort() for step in range(steps)])
     standardized = torch.stack(
@@ -287,8 +294,8 @@ def test_a_shorter_batch_has_the_same_draws(encoded: Path) -> None:
     """Posterior noise belongs to the row: the first rows of step 0 are the same whatever its size."""
     dataset = LatentDataset(encoded)
     assert torch.equal(dataset.batch(0, 13, 4).values, dataset.batch(0, 30, 4).values[:13])
-    moments, draws = dataset.moments(torch.arange(20)), RowDraws(0, "step", 1)
-    some = Moments(moments.mean[5:11], moments.std[5:11]).sample(draws, range(5, 11))
+    moments, draws = posterior_of(dataset, torch.arange(20)), RowDraws(0, "step", 1)
+    some = Posterior(moments.mean[5:11], moments.std[5:11]).sample(draws, range(5, 11))
     assert torch.equal(some, moments.sample(draws, range(20))[5:11])
 
 
@@ -318,7 +325,7 @@ def test_latents_of_a_zip_are_taken_as_they_are(tmp_path: Path, vae: Path, autoe
     words = ["--data", str(archive)]
     assert main(command(tmp_path / "out", vae, *words)) == 0
     dataset = LatentDataset(tmp_path / "out")
-    stored = dataset.moments(torch.arange(6))
+    stored = posterior_of(dataset, torch.arange(6))
     assert torch.equal(torch.cat(stored, dim=1), torch.from_numpy(moments))
     assert dataset.spec.class_names == ("0", "1", "2")
 
@@ -341,7 +348,7 @@ def test_parts_are_the_whole(
     folder = tmp_path / "parts"
     assert main(command(folder, vae, "--part=2/2")) == 0
     out = capsys.readouterr().out
-    assert "1 of 1 shards of part 2/2 are finished; 2 shards of other parts are not yet" in out
+    assert "1 of 1 shards of part 2/2 are finished; 2 shards of other parts are missing" in out
     assert not (folder / "latents.json").exists()
     with pytest.raises(InputError, match="holds no finished latents"):
         LatentDataset(folder)
@@ -463,7 +470,7 @@ def test_two_processes_with_the_same_part(
     error = capsys.readouterr().err
     assert error == (
         f"tvmatch: error: out: {folder} is in use: process {os.getpid()} on {socket.gethostname()} encodes "
-        "into it; give each process a --part of its own\n"
+        "into it; give each process its own --part\n"
         if refused
         else ""
     )
@@ -491,7 +498,7 @@ def test_two_first_starts_at_once(same: bool, encoder: MakeEncoder, tmp_path: Pa
         thread.join()
     errors = [result for result in results if isinstance(result, InputError)]
     assert len(errors) == (0 if same else 2)
-    assert all("was begun differently, flips" in str(error) for error in errors)
+    assert all("was begun with other settings, flips" in str(error) for error in errors)
     assert [path.name for path in (tmp_path / "latents").iterdir()] == ["encoding.json"]
 
 
@@ -518,7 +525,7 @@ def test_a_full_disk_leaves_finished_shards(
         assert main(command(folder, vae)) == 2
     error = capsys.readouterr().err
     assert error.startswith("tvmatch: error: out: ")
-    assert f"{os.strerror(errno.EFBIG)}; 1 of 3 shards are finished and stay; continue with: tvmatch" in error
+    assert f"{os.strerror(errno.EFBIG)}; 1 of 3 shards are finished; continue with: tvmatch" in error
     assert error.count("\n") == 1
     assert tree(folder) == before
     assert main(command(folder, vae)) == 0
@@ -681,8 +688,8 @@ def test_a_bad_image_is_named_or_left_out(
     assert [shard.rows for shard in dataset.info.shards] == [23, 24, 15]
     assert dataset.info.provenance["skipped"] == 2
     good = torch.tensor([k for k in range(COUNT) if k not in (7, 63)])
-    stored = dataset.moments(torch.arange(COUNT - 2)).mean
-    expected = LatentDataset(encoded).moments(good).mean
+    stored = posterior_of(dataset, torch.arange(COUNT - 2)).mean
+    expected = posterior_of(LatentDataset(encoded), good).mean
     assert relative_error(stored, expected) < 1e-5  # as above
     assert main(command(tmp_path / "whole", vae, *words)) == 0
     assert tree(tmp_path / "whole") == tree(tmp_path / "out")
@@ -709,14 +716,14 @@ def test_shards_without_a_good_image(damaged: Path, autoencoder: Autoencoder, tm
 
 def test_a_worker_that_dies(encoder: MakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shard that it read for is not there, the one before is."""
-    pixels = ImageSource.pixels
+    pixels = ImageReader.pixels
 
-    def killed(self: ImageSource, number: int, *arguments: Any) -> Any:
+    def killed(self: ImageReader, number: int, *arguments: Any) -> Any:
         if number == SHARD + 20:  # in a process that inherits this function, a few batches ahead
             os.kill(os.getpid(), signal.SIGKILL)
         return pixels(self, number, *arguments)
 
-    monkeypatch.setattr(ImageSource, "pixels", killed)
+    monkeypatch.setattr(ImageReader, "pixels", killed)
     unlucky = encoder(tmp_path)
     with pytest.raises(
         DataError, match=r"the process \d+ that reads data was killed by SIGKILL, perhaps for"
@@ -731,10 +738,10 @@ def test_reading_that_fails_in_another_way(
 ) -> None:
     """One line, exit code 1, and the folder for the latents is not blamed; whoever reads."""
 
-    def broken(self: ImageSource, number: int, *arguments: Any) -> Any:
+    def broken(self: ImageReader, number: int, *arguments: Any) -> Any:
         raise OSError(5, "Input/output error", "photo.png")
 
-    monkeypatch.setattr(ImageSource, "pixels", broken)
+    monkeypatch.setattr(ImageReader, "pixels", broken)
     for workers in (0, 2):
         assert main(command(tmp_path / str(workers), vae, f"--workers={workers}")) == 1
         error = capsys.readouterr().err
@@ -743,12 +750,12 @@ def test_reading_that_fails_in_another_way(
         )
 
 
-def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tmp_path: Path) -> None:
+def test_latents_that_are_not_finite_are_not_stored(photographs: ImageReader, tmp_path: Path) -> None:
     network = tiny()
     network.quant_conv.bias.data[0] = torch.nan
     known = Normalization((0.0,) * 4, (1.0,) * 4, "recipe")
     broken = Encoder(photographs, Autoencoder(network, "broken"), tmp_path, options(), known)
-    with pytest.raises(InputError, match=r"broken gives numbers that are not finite, .* images 0 … 4"):
+    with pytest.raises(InputError, match=r"broken gives non-finite numbers .* images 0 … 4"):
         broken.encode(workers=0, on_bad_image="skip")
     assert broken.finished() == []
 
@@ -757,20 +764,22 @@ def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tm
 
 
 def test_other_options_are_refused(
-    copy: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageSource, damaged: Path
+    copy: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageReader, damaged: Path
 ) -> None:
     before = tree(copy)
     differing: dict[str, Any] = {"resolution": 32, "crop": "centre", "flips": "drawn", "shard_size": 25}
     differing |= {"batch_size": 6, "split": "train[:64]", "label_column": None}
     for name, value in differing.items():
-        with pytest.raises(InputError, match=rf"begun differently, {name} .* before, .* now; take another"):
+        with pytest.raises(
+            InputError, match=rf"begun with other settings, {name} .* before, .* now; use another"
+        ):
             encoder(copy, **{name: value})
     others = open_images(str(damaged), "train", label_column="label")
-    with pytest.raises(InputError, match="begun differently, data_fingerprint"):
+    with pytest.raises(InputError, match="begun with other settings, data_fingerprint"):
         Encoder(others, autoencoder, copy, options())
     network = tiny()
     network.decoder.conv_out.bias.data += 1
-    with pytest.raises(InputError, match="begun differently, autoencoder_fingerprint"):
+    with pytest.raises(InputError, match="begun with other settings, autoencoder_fingerprint"):
         Encoder(photographs, Autoencoder(network, "own"), copy, options())
     assert tree(copy) == before
 
@@ -813,7 +822,7 @@ def test_variables_of_another_launcher(
         (["--part=3/2"], "part: must be like 2/8, from 1/8 to 8/8, got '3/2'"),
         (["--part=half"], "part: must be like 2/8"),
         (["--normalization=nothing"], "normalization: must be measured, a recipe, or a folder of latents"),
-        (["--normalization=digits"], "normalization: the recipe digits says none for latents"),
+        (["--normalization=digits"], "normalization: the recipe digits has none for latents"),
         (["--data=no/such-data"], "data: no/such-data could not be read"),
         (["--data=/no/such/folder"], "data: /no/such/folder does not exist"),
         (["--split=test"], "split: "),
@@ -841,10 +850,10 @@ def test_bad_options_are_one_line(
 
 
 def test_foreign_folders_are_refused(
-    vae: Path, tmp_path: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageSource
+    vae: Path, tmp_path: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageReader
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds something else \(mine\.txt\) and nothing is overwritten"):
+    with pytest.raises(InputError, match=r"holds other files \(mine\.txt\), which are not overwritten"):
         encoder(tmp_path)
     with pytest.raises(InputError, match=r"mine\.txt is a file"):
         encoder(tmp_path / "mine.txt")
@@ -852,7 +861,7 @@ def test_foreign_folders_are_refused(
     encoder(tmp_path / "empty")
     for text in ("{", "[]", '{"format": "tvmatch-encoding-0"}', '{"format": "tvmatch-encoding-1"}'):
         (tmp_path / "empty" / "encoding.json").write_text(text)
-        with pytest.raises(InputError, match=r"encoding\.json is not of this version"):
+        with pytest.raises(InputError, match=r"encoding\.json cannot be read, or is of another version"):
             encoder(tmp_path / "empty")
     narrow = Normalization((0.0,) * 16, (1.0,) * 16, "recipe wide")
     with pytest.raises(InputError, match=r"recipe wide has 16 channels, latents of .* have 4"):

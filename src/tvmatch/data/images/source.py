@@ -1,11 +1,9 @@
-"""Finding images: a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub."""
+"""Open a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub as rows of images."""
 
 import re
-from itertools import accumulate
 from pathlib import Path
 
 import datasets
-import pyarrow.parquet  # type: ignore[import-untyped]
 
 from tvmatch.data.findings import Notes
 from tvmatch.data.images.folders.described import (
@@ -20,7 +18,7 @@ from tvmatch.data.images.folders.splits import ONE_SPLIT, SPLIT_OF
 from tvmatch.data.images.folders.walk import Tree, walk
 from tvmatch.data.images.imagenet import ImageNet, find_imagenet, list_imagenet
 from tvmatch.data.images.listing import Listing, as_rows, cache_error, cache_failure, digest
-from tvmatch.data.images.rows import EncodedImages, RowNames, Source
+from tvmatch.data.images.rows import EncodedImages, Source
 from tvmatch.data.images.zip_archive import DESCRIPTION, list_folder, list_zip, stamp_of_zip
 from tvmatch.errors import InputError, one_line
 from tvmatch.storage.files import expect_no_lfs_pointer
@@ -33,7 +31,7 @@ def open_source(path: str, split: str) -> Source:
     """The rows of `split` of the data set at `path`.
 
     Raises:
-        InputError: nothing is there, it cannot be read, or it has no such split.
+        InputError: nothing is found, it cannot be read, or it has no such split.
     """
     local = Path(path).expanduser()
     if not path:
@@ -41,10 +39,9 @@ def open_source(path: str, split: str) -> Source:
             "data.path", "give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
         )
     _check_split(split)
-    whole = EncodedImages(RowNames((f"{path}, split {split}",)))
     if not local.exists():
         _check_hub(path)
-        return _hashed(_load(path, split, path), whole)
+        return _hashed(_load(path, split, path), path, split)
     if local.is_file():
         expect_no_lfs_pointer(local)
         if local.suffix.lower() == ".zip":
@@ -72,7 +69,7 @@ def open_source(path: str, split: str) -> Source:
 
 
 def _check_split(split: str) -> None:
-    """Refuse what is no split."""
+    """Refuse a malformed name or slice."""
     match = re.fullmatch(r"[\w .-]+(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise InputError(
@@ -93,8 +90,7 @@ def _open_folder(path: str, root: Path, tree: Tree, split: str) -> Source:
             expect_no_lfs_pointer(description)
         splits = described_images(root, tree.files, folder)
         wanted = SPLIT_OF.get(name.lower(), name) + split[len(name) :]
-        rows = _load("imagefolder", wanted, path, data_files=data_files_of(splits))
-        return _hashed(rows, EncodedImages(RowNames((f"{path}, split {split}",))))
+        return _hashed(_load("imagefolder", wanted, path, data_files=data_files_of(splits)), path, split)
     listing, stamp = list_images(root, folder, below)
     return _open_listing(root, split, stamp, listing)
 
@@ -103,15 +99,14 @@ def _is_table(name: str) -> bool:
     return suffix_of(name) in _TABLES and not is_description(name)
 
 
-def _hashed(rows: datasets.Dataset, images: EncodedImages) -> Source:
+def _hashed(rows: datasets.Dataset, path: str, split: str) -> Source:
     # `datasets` hashes names, times and sizes of files, or the revision on the Hub, and the split.
-    return Source(rows, images, fingerprint=rows._fingerprint)
+    return Source(rows, EncodedImages(f"{path}, split {split}"), fingerprint=rows._fingerprint)
 
 
 def _open_zip(archive: Path, split: str) -> Source:
     name = split.partition("[")[0]
     stamp = stamp_of_zip(archive)
-    # Of another version than the fingerprint: rows changed, for ZIPs without a description, and no others.
     whole, notes = as_rows(digest(stamp, "by folder", name), lambda: list_zip(archive, name))
     return _part(archive, split, stamp, whole, notes)
 
@@ -131,21 +126,21 @@ def _open_listing(root: Path, split: str, stamp: str, listing: Listing) -> Sourc
 
 
 def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: Notes) -> Source:
-    """The slice that `split` names of the listed files, which are the split as a whole."""
+    """The rows of a slice like `train[:10]`, given those of the whole split."""
     if len(whole) == 0 and notes.left_out:
         raise InputError(
             "data.split", f"{split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
         )
     rows = whole.select(_numbers(split, len(whole), str(root)))
-    images = EncodedImages(RowNames((str(root),)), root.absolute(), stamp)
+    images = EncodedImages(str(root), root.absolute(), stamp)
     return Source(rows, images, digest(stamp, split), notes)
 
 
 def _numbers(split: str, count: int, path: str) -> range:
-    """Numbers of the rows that a slice takes of a split of `count` rows.
+    """Indices of the rows of a slice of a split with `count` rows.
 
     Raises:
-        InputError: it takes none.
+        InputError: the slice is empty.
     """
     instruction = datasets.ReadInstruction.from_spec("train" + split[len(split.partition("[")[0]) :])
     (part,) = instruction.to_absolute({"train": count})
@@ -161,32 +156,20 @@ def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
         raise InputError(
             "data.path", f"{path} must be a folder, or .parquet, .arrow or .zip files, not {sorted(suffixes)}"
         )
-    chosen = files.get(split, [])
-    if chosen and suffixes == {".parquet"}:
-        names = RowNames(tuple(map(str, chosen)), tuple(accumulate(map(_parquet_rows, chosen))))
-    else:  # a slice of a split, or Arrow files, which do not say how many rows they have
-        names = RowNames((str(chosen[0]) if len(chosen) == 1 else f"{path}, split {split}",))
     rows = _load(suffixes.pop()[1:], split, path, data_files=data_files_of(files))
-    return _hashed(rows, EncodedImages(names))
-
-
-def _parquet_rows(file: Path) -> int:
-    try:
-        return int(pyarrow.parquet.read_metadata(file).num_rows)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError("data.path", f"{file} is not a readable Parquet file: {one_line(error)}") from error
+    return _hashed(rows, path, split)
 
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:
-    """`datasets.load_dataset`, with every failure as one line about the user's path and split."""
+    """`datasets.load_dataset`, with failures as an `InputError` about the user's path or split."""
     name, bracket, _ = split.partition("[")
-    if bracket:  # `datasets` takes slices that hold nothing for some that hold a few rows
+    if bracket:  # `datasets` returns rows for some empty slices
         _numbers(split, len(_load(builder, name, path, **options)), path)
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs errors that it raises
     try:
         return datasets.load_dataset(builder, split=split, **options)
-    except Exception as error:  # a dozen kinds, of datasets, fsspec, pyarrow and pandas
+    except Exception as error:  # of many types, of datasets, fsspec, pyarrow and pandas
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
@@ -203,9 +186,8 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
 
 
 def _check_hub(path: str) -> None:
-    """Ask the Hub whether it has a data set called `path`; `datasets` itself would try for half a minute."""
-    # An absolute path, or a name with more than one slash, cannot be a data set of the Hub.
+    """Check that the Hub has a data set called `path`; `datasets` itself would retry for half a minute."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise InputError("data.path", f"{path} does not exist")
-    if not datasets.config.HF_HUB_OFFLINE:  # else the user wants only what was downloaded before
+    if not datasets.config.HF_HUB_OFFLINE:  # offline, only earlier downloads are used
         dataset_commit(path, subject="data.path", endpoint=datasets.config.HF_ENDPOINT)
