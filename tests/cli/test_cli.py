@@ -249,7 +249,7 @@ def test_a_folder_of_images(photos: Path, capsys: pytest.CaptureFixture[str]) ->
     assert set(json.loads(Path("first/metrics.json").read_text())["nfe"]) == {"1", "2", "4"}
     capsys.readouterr()
     assert main(["evaluate", "first", "--samples", "7"]) == 2
-    assert one_line(capsys) == ("tvmatch: error: samples: 7 are compared with twice as many of the 12 images")
+    assert one_line(capsys) == ("tvmatch: error: samples: must be at most half of the 12 images, got 7")
 
     broken = photos / "hound" / "broken.png"
     broken.write_bytes(b"not a picture")
@@ -403,11 +403,11 @@ def test_ways_not_to_resume(
     run = str(trained[0])
     Path("empty").mkdir()
     for arguments, message in (
-        (["--resume"], "resume: name the run folder, --resume RUN"),
+        (["--resume"], "resume: must be followed by a run folder"),
         (["--resume", "nowhere"], "nowhere: no such file or folder"),
         (["--resume", "empty"], "empty: not a run: no config.yaml here or in the run folder above"),
         (["--resume", f"{run}/checkpoints"], f"{run}/checkpoints: not a run"),
-        (["--resume", run, "--out", "other"], f"out: other is not the run that --resume names, {run}"),
+        (["--resume", run, "--out", "other"], f"out: other is not the run of --resume, {run}"),
         (["moons", "--resume", run], f"recipe: moons, but {run}/config.yaml is of digits"),
     ):
         assert main(["train", *arguments]) == 2
