@@ -21,7 +21,6 @@ from pipelines import tiny_vae
 from tvmatch.cli import main
 from tvmatch.data import ImagesData
 from tvmatch.data.images.dataset import ImageDataset
-from tvmatch.data.images.folders.earlier_fingerprint import earlier_fingerprint
 from tvmatch.data.images.folders.image_formats import image_suffixes
 from tvmatch.data.images.reader import open_images
 from tvmatch.data.latents.dataset import LatentDataset
@@ -668,43 +667,6 @@ def test_arrays_that_are_git_lfs_pointers_are_called_so() -> None:
     latents = open_images("some", "train", label_column=None)
     with pytest.raises(InputError, match=r"1\.npy: a Git LFS pointer"):
         latents.moments(1)
-
-
-# --- what was made before ---
-
-
-def test_latents_of_folders_that_datasets_listed_stay_valid(vae: Path) -> None:
-    """As long as images and labels are those of then; the fingerprint was that of `datasets`."""
-    mk("a/{cats,dogs}/{0,1}.png", "b/train/{cats,dogs}/0.png", "b/val/{cats,dogs}/0.png")
-    mk("c/train/{cats,dogs}/0.png", "c/val/{cats,dogs,fox}/0.png", "flat/{0,1}.png")
-    expected: dict[tuple[str, str | None], bool] = {
-        ("a", "label"): True,
-        ("b", "label"): True,
-        ("c", "label"): False,
-        ("c", None): True,
-    }
-    expected |= {("c", "label"): False, ("c", None): True, ("flat", None): True}
-    for (path, column), same in expected.items():
-        assert (earlier_fingerprint(path, "train", column) is not None) == same
-    assert Encoded(vae, "b").code == 0
-    settings = json.loads(Path("z/encoding.json").read_text())
-    again = ["encode", "--data", "b", "--autoencoder", str(vae), "--resolution", "16", "--out", "z"]
-    for then in (earlier_fingerprint("b", "train", "label"), "another"):
-        settings["settings"]["data_fingerprint"] = then
-        Path("z/encoding.json").write_text(json.dumps(settings))
-        assert main([*again, "--workers", "0", "--device", "cpu"]) == (2 if then == "another" else 0)
-
-
-def test_the_earlier_fingerprint_is_that_of_datasets() -> None:
-    mk("a/{cats,dogs}/{0,1}.png")
-    files = sorted(Path("a").rglob("*.png"))
-    from tvmatch.data.images.folders.described import data_files_of
-
-    rows = datasets.load_dataset("imagefolder", split="train", data_files=data_files_of({"train": files}))
-    assert rows.features["label"].names == ["cats", "dogs"]
-    assert earlier_fingerprint("a", "train", "label") == rows._fingerprint
-    os.utime("a/cats/0.png", ns=(1, 1))
-    assert earlier_fingerprint("a", "train", "label") != rows._fingerprint
 
 
 # --- folders that `datasets` reads ---

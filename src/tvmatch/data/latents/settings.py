@@ -6,7 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
-from tvmatch.data.images.folders.earlier_fingerprint import earlier_fingerprint
 from tvmatch.data.images.pixels import Crop, check_crop
 from tvmatch.data.images.reader import ImageSource
 from tvmatch.data.latents.autoencoder import Autoencoder
@@ -93,10 +92,6 @@ def begin(
         before, provenance = dict(content["settings"]), dict(content["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("out", f"{path} is not of this version ({error})") from None
-    if before.get("data_fingerprint") != source.fingerprint and before.get(
-        "data_fingerprint"
-    ) == earlier_fingerprint(options.data, options.split, options.label_column):
-        settings["data_fingerprint"] = before["data_fingerprint"]
     different = [
         f"{name} {before.get(name)} before, {now} now"
         for name, now in settings.items()
