@@ -23,7 +23,7 @@ NAMES = words(
     "0.png 1.PNG 2.jpg 3.jpeg 4.npy 5.txt 6 7.webp 8.gif 9.parquet 10.tiff dataset.json metadata.csv"
 )
 NAMES += words("metadata.jsonl labels.txt Thumbs.db .DS_Store a.zip data.arrow n01440764_1.JPEG x\x1b.png")
-NAMES += ["LOC_synset_mapping.txt", "ILSVRC2012_validation_ground_truth.txt"]
+NAMES += ["LOC_synset_mapping.txt", "LOC_val_solution.csv"]
 
 
 def _npy(array: Any) -> bytes:

@@ -1,16 +1,14 @@
-"""ImageNet as it is distributed: `ILSVRC/Data/CLS-LOC/{train,val,test}`, and beside it names and answers.
+"""ImageNet in its standard layout, `ILSVRC/Data/CLS-LOC/{train,val,test}`.
 
-    LOC_synset_mapping.txt, LOC_val_solution.csv            in the archive of Kaggle
-    ILSVRC2012_validation_ground_truth.txt, meta.mat        in the folder `data` of the development kit
-
-`train` has a folder a class, named by its WordNet id; `val` is flat, or has such folders too.
+`train` has one folder for each class, named by its WordNet id. `val` is flat, or has the same folders.
+Beside the images, Kaggle's archive has `LOC_synset_mapping.txt` (names of the classes) and
+`LOC_val_solution.csv` (labels of a flat `val`).
 """
 
 import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +22,9 @@ from tvmatch.errors import InputError, one_line
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 _LAYOUT = ("CLS-LOC", "Data", "ILSVRC")  # innermost first
-_KITS = ("", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")  # where a development kit may lie
 _NAMES = "LOC_synset_mapping.txt"
 _SOLUTION = "LOC_val_solution.csv"
-_NO_ANSWERS = f"neither {_SOLUTION} nor the development kit's ground truth is beside it"
-_TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2015_clsloc_validation_ground_truth.txt")
+_NO_ANSWERS = f"there are no class folders, and no {_SOLUTION} next to the images"
 
 
 class ImageNet(NamedTuple):
@@ -44,10 +40,9 @@ class ImageNet(NamedTuple):
     splits: dict[str, Path]
     beside: tuple[Path, ...]
 
-    def file(self, *names: str) -> Path | None:
-        """The first file of one of these names beside the images."""
-        paths = (folder / name for folder in self.beside for name in names)
-        return next((path for path in paths if path.is_file()), None)
+    def file(self, name: str) -> Path | None:
+        """The first file of this name next to the images, None if there is none."""
+        return next((folder / name for folder in self.beside if (folder / name).is_file()), None)
 
 
 def find_imagenet(folder: Path) -> ImageNet | None:
@@ -60,7 +55,7 @@ def find_imagenet(folder: Path) -> ImageNet | None:
         found = ImageNet(root, splits, tuple(_beside(root)))
         labelled = [splits[split] for split in ("train", "validation") if split in splits]
         classes = [name for split in labelled for name in _folders(split)]
-        has_answers = "validation" in splits and found.file(_SOLUTION, *_TRUTHS) is not None
+        has_answers = "validation" in splits and found.file(_SOLUTION) is not None
         if all(map(_WORDNET_ID.fullmatch, classes)) and (classes or has_answers):
             return found
     return None
@@ -103,15 +98,14 @@ def list_imagenet(imagenet: ImageNet, split: str) -> tuple[Listing, str]:
     return Listing([f"{folder.name}/{image}" for image in images], labels, class_names, notes=notes), stamps
 
 
-def _beside(root: Path) -> Iterator[Path]:
-    """The folder of the splits and, as long as their names are those of ImageNet's layout, those above."""
-    above = [root]
-    for name, folder in zip(_LAYOUT, [root, *root.parents], strict=False):
-        if folder.name != name:
+def _beside(root: Path) -> list[Path]:
+    """The folder of the splits and, as long as their names are those of ImageNet's layout, its parents."""
+    folders = [root]
+    for name in _LAYOUT:
+        if folders[-1].name != name:
             break
-        above.append(folder.parent)
-    for folder in above:
-        yield from (folder / kit for kit in _KITS)
+        folders.append(folders[-1].parent)
+    return folders
 
 
 def _folders(folder: Path) -> list[str]:
@@ -165,48 +159,18 @@ def _mapping(path: Path) -> dict[str, str]:
 
 
 def _answers(imagenet: ImageNet) -> dict[str, str] | None:
-    """The WordNet id of each validation image by its name without the ending; None if nothing tells it."""
+    """WordNet id of each validation image by its file name without the ending; None without a solution."""
     solution = imagenet.file(_SOLUTION)
-    if solution is not None:
-        try:
-            rows = list(csv.reader(_lines(solution)))
-        except csv.Error as error:
-            raise InputError("data.path", f"{solution} cannot be read: {error}") from error
-        wrong = next((row for row in rows[1:] if len(row) != 2 or not _WORDNET_ID.match(row[1])), None)
-        if wrong is not None or not rows or rows[0][:1] != ["ImageId"]:
-            shown = ",".join(wrong if wrong is not None else rows[0] if rows else [])
-            raise InputError(
-                "data.path", f"{solution} must have lines like ImageId,n01751748 1 2 3 4, got {shown!r:.60}"
-            )
-        return {row[0]: row[1].split()[0] for row in rows[1:]}
-    truth = imagenet.file(*_TRUTHS)
-    if truth is None:
+    if solution is None:
         return None
-    ids = _development_kit_ids(truth.parent)
-    answers = {}
-    for number, line in enumerate(_lines(truth), start=1):
-        if line.strip() not in ids:
-            raise InputError(
-                "data.path", f"line {number} of {truth} must be the number of a class, got {line!r:.60}"
-            )
-        answers[f"ILSVRC2012_val_{number:08}"] = ids[line.strip()]
-    return answers
-
-
-def _development_kit_ids(kit: Path) -> dict[str, str]:
-    """WordNet ids by the kit's own numbers of the classes, 1 … 1000, which follow no order."""
-    mapping, meta = kit / "map_clsloc.txt", kit / "meta.mat"
-    if mapping.is_file():
-        rows = [line.split() for line in _lines(mapping) if line.strip()]
-        if any(len(row) < 2 or not _WORDNET_ID.fullmatch(row[0]) for row in rows):
-            raise InputError("data.path", f'{mapping} must have lines like "n02119789 1 kit_fox"')
-        return {row[1]: row[0] for row in rows}
-    if not meta.is_file():
-        raise InputError("data.path", f"the answers in {kit} need meta.mat or map_clsloc.txt beside them")
-    from scipy.io import loadmat  # here, because few need it
-
     try:
-        classes = loadmat(meta, squeeze_me=True)["synsets"]
-        return {str(int(one["ILSVRC2012_ID"])): str(one["WNID"]) for one in classes}
-    except Exception as error:  # whatever scipy raises for a file that is none of MATLAB's
-        raise InputError("data.path", f"{meta} is not the development kit's: {one_line(error)}") from error
+        rows = list(csv.reader(_lines(solution)))
+    except csv.Error as error:
+        raise InputError("data.path", f"{solution} cannot be read: {error}") from error
+    wrong = next((row for row in rows[1:] if len(row) != 2 or not _WORDNET_ID.match(row[1])), None)
+    if wrong is not None or not rows or rows[0][:1] != ["ImageId"]:
+        shown = ",".join(wrong if wrong is not None else rows[0] if rows else [])
+        raise InputError(
+            "data.path", f"{solution} must have lines like ImageId,n01751748 1 2 3 4, got {shown!r:.60}"
+        )
+    return {row[0]: row[1].split()[0] for row in rows[1:]}
