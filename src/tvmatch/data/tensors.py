@@ -1,6 +1,5 @@
 """A data set held in memory as tensors: a user's own, or the bundled digits."""
 
-import operator
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -14,7 +13,7 @@ from tvmatch.data.base import Batch, StoredDataset
 from tvmatch.data.facts import count_classes
 from tvmatch.data.findings import lines_of_findings
 from tvmatch.data.spec import MOST_CLASSES, DataSpec
-from tvmatch.errors import InputError
+from tvmatch.errors import InputError, one_line
 
 Labels = Tensor | Sequence[int] | NDArray[np.integer[Any]]
 
@@ -120,12 +119,10 @@ def _checked_labels(
         if class_names is not None:
             raise InputError("class_names", "there are names but no labels")
         return None, None
-    if isinstance(class_names, str):  # of which Python would make a class a letter
-        raise InputError("class_names", f"must be one name a class, got the text {class_names!r}")
     if class_names is not None:
-        # The order of a mapping from names to numbers, or of a set, need not be that of the numbers.
-        if isinstance(class_names, bytes | Mapping | Set) or not isinstance(class_names, Iterable):
-            raise InputError("class_names", f"must be one name a class, got {reprlib.repr(class_names)}")
+        # The order of a mapping from names to numbers, or of a set, may differ from that of the numbers.
+        if isinstance(class_names, str | bytes | Mapping | Set) or not isinstance(class_names, Iterable):
+            raise InputError("class_names", f"must be one name per class, got {reprlib.repr(class_names)}")
         class_names = tuple(class_names)
         if not class_names:
             raise InputError("class_names", "there are labels but no names")
@@ -144,27 +141,11 @@ def _checked_labels(
 
 
 def _class_numbers(labels: Labels) -> Tensor:
-    """Labels of any source as int64 on the CPU; an `InputError` names the first that is no whole number."""
-    if (
-        isinstance(labels, np.ndarray)
-        and not isinstance(labels, np.ma.MaskedArray)
-        and labels.dtype.kind in "iu"
-    ):
-        labels = torch.from_numpy(labels.astype(np.int64))  # PyTorch computes little with unsigned numbers
-    if isinstance(labels, Tensor):
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise InputError("labels", f"must be integers, got {labels.dtype}")
-        return labels.detach().cpu().long()
-    if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable):
-        raise InputError("labels", f"must be integers, one an element, got {reprlib.repr(labels)}")
-    numbers = []
-    for place, label in enumerate(labels):
-        try:
-            # Not int(label), which would take 1.5 for 1; a truth value is an index too.
-            number = None if isinstance(label, bool | np.bool_) else operator.index(label)
-        except (TypeError, ValueError):  # ValueError: a tensor of several
-            number = None
-        if number is None or abs(number) >= 2**63:
-            raise InputError("labels", f"must be integers, that of element {place} is {reprlib.repr(label)}")
-        numbers.append(number)
-    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+    """Labels as int64 on the CPU."""
+    try:
+        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except (TypeError, ValueError) as error:  # lists of several lengths, or a type that NumPy lacks
+        raise InputError("labels", f"must be integers, one per element ({one_line(error)})") from None
+    if array.dtype.kind not in "iu":  # of objects, 1.5 would become 1
+        raise InputError("labels", f"must be integers, one per element, got {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))
