@@ -3,7 +3,7 @@
 import io
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,10 @@ from tvmatch.storage.files import LFS_POINTER, is_lfs_pointer
 Crop = Literal["centre", "dhariwal"]
 
 _MOST_PIXELS = 2**27  # half a gigabyte in memory; Pillow itself refuses larger files at about this
-_UPRIGHT = {  # what undoes EXIF's orientations 2 … 8
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
+# What undoes EXIF's orientations 2 … 8.
+_FLIPS = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE)
+_TURNS = (Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+_UPRIGHT = dict(enumerate(_FLIPS + _TURNS, start=2))
 
 
 def decode(
@@ -128,7 +123,10 @@ def _open(source: bytes | str) -> Image.Image:
         storage = _storage(file)
         file.load()
         image = _eight_bit(file, storage)
-        turn = _UPRIGHT.get(_orientation(file))
+        try:  # not ImageOps.exif_transpose, which fails for damage in any other entry of the metadata
+            turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation))
+        except Exception:  # SyntaxError, struct.error, …: the image as it is stored
+            return image
         return image if turn is None else image.transpose(turn)
 
 
@@ -148,14 +146,6 @@ def _recognised(content: io.BytesIO | str) -> ImageFile:
         if is_lfs_pointer(start):
             raise ValueError(LFS_POINTER) from None
         raise
-
-
-def _orientation(file: ImageFile) -> Any:
-    """EXIF's number, None without one. `ImageOps.exif_transpose` fails for damage in any other entry."""
-    try:
-        return file.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # SyntaxError, struct.error, …: as viewers do, the image as it is stored
-        return None
 
 
 def _storage(file: ImageFile) -> str:
