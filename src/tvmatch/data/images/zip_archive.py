@@ -88,10 +88,9 @@ def _by_folder(
     archive: Path, files: Mapping[str, zipfile.ZipInfo], empty: Sequence[str], split: str
 ) -> Listing:
     images, left_out = _images(files)
-    member_of = {_relative(name): name for name in images}
     suffixes = _suffixes()
-    others = [_relative(x) for x in files if suffix_of(x) not in suffixes and not _is_hidden(x)]
-    whole = _Names(list(member_of), others, [_relative(x) for x in empty if not _is_hidden(x)])
+    others = [name for name in files if suffix_of(name) not in suffixes and not _is_hidden(name)]
+    whole = _Names(images, others, [name for name in empty if not _is_hidden(name)])
     top = whole.inside(_wrapper(whole.images))
     splits = find_splits(top.level(""), top.level, str(archive))
     inner = top.root + (f"{folder}/" if (folder := splits.choose(split, str(archive))) else "")
@@ -99,7 +98,7 @@ def _by_folder(
     where = f"{archive}/{inner}".rstrip("/")
     check_classes_hold_no_splits(chosen.images, where)
     found = labels_by_folder(chosen.images, chosen.others, chosen.folders(), {}, where)
-    names = [member_of[inner + image] for image in chosen.images]
+    names = [inner + image for image in chosen.images]
     why = f"{NO_LABELS}, and {found.why_none}" if found.why_none else ""
     return Listing(
         names,
@@ -189,25 +188,20 @@ def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> li
     if is_lfs_pointer(description):
         raise InputError("data.path", f"{where} is {LFS_POINTER}")
     try:
-        content = json.loads(description)
+        given = json.loads(description)["labels"]
     except (ValueError, RecursionError) as error:
         raise InputError("data.path", f"{where} is not readable JSON: {one_line(error)}") from error
-    if not isinstance(content, dict) or "labels" not in content:
-        raise InputError(
-            "data.path", f'{where} must be {{"labels": [[file, class], …]}} or {{"labels": null}}'
-        )
-    given = content["labels"]
+    except (KeyError, TypeError):
+        given = False
     if given is None:
         return [None] * len(names)
-    pairs = list(given.items()) if isinstance(given, dict) else given
-    if not isinstance(pairs, list):
-        raise InputError("data.path", f"{where}: labels must be a list of [file, class], got {given!r:.60}")
+    expected = f'{where} must be {{"labels": [[file, class], …]}} or {{"labels": null}}'
+    if not isinstance(given, list):
+        raise InputError("data.path", expected)
     found: dict[str, int] = {}
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(
-                "data.path", f"{where}: labels must be a list of [file, class], got {pair!r:.60}"
-            )
+    for pair in given:
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise InputError("data.path", f"{expected}, got {pair!r:.60}")
         name, label = pair
         if type(label) is not int or not 0 <= label < MOST_CLASSES:  # a bool is an int, but no class
             raise InputError(
@@ -282,15 +276,6 @@ def _suffixes() -> frozenset[str]:
     return image_suffixes() | {NPY_SUFFIX}
 
 
-def _relative(name: str) -> str:
-    """A member's name below the archive's root, with "/" between folders, as programs that unpack take it.
-
-    Windows' own program parts folders by a backslash; "/a//b" and "./a/b" are "a/b".
-    """
-    *folders, last = name.replace("\\", "/").split("/")
-    return "/".join([*(folder for folder in folders if folder not in ("", ".")), last])
-
-
 def _is_hidden(name: str) -> bool:
-    *folders, file = _relative(name).split("/")
+    *folders, file = name.split("/")
     return any(is_hidden(folder, folder=True) for folder in folders) or is_hidden(file, folder=False)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from PIL import Image, features
+from PIL import Image
 
 # Formats of Pillow that it decodes by itself. Not among them: EPS and PS, for which it starts Ghostscript;
 # WMF, EMF, BUFR, GRIB and HDF5, which it only recognises; PDF, MPEG and FLI, which are no single pictures.
@@ -14,22 +14,13 @@ FORMATS = (
     *("JPEG", "JPEG2000", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN"),
     *("TGA", "TIFF", "WEBP", "XBM", "XPM"),
 )
-_READ_BY = {"MPO": "JPEG"}  # formats that another's reader opens
-_NEEDS = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib", "WEBP": "webp"}
 
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """Endings in lower case (".png") of the files that the installed Pillow reads as one of `FORMATS`."""
+    """File name endings in lower case (".png") of `FORMATS`."""
     Image.init()
-
-    def readable(name: str) -> bool:
-        reader = _READ_BY.get(name, name)
-        return reader in Image.OPEN and (reader not in _NEEDS or bool(features.check(_NEEDS[reader])))
-
-    return frozenset(
-        suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS and readable(name)
-    )
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def suffix_of(name: str) -> str:
