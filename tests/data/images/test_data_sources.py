@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tvmatch.data import ImagesData
-from tvmatch.data.images import dataset as images
+from tvmatch.data.images import rows as images
 from tvmatch.data.images.dataset import ImageDataset
 from tvmatch.data.images.pixels import decode, dhariwal_crop
-from tvmatch.data.images.reader import ImageSource, open_images
+from tvmatch.data.images.reader import ImageReader, open_images
 from tvmatch.errors import InputError
 
 SIZE = 16
@@ -93,7 +93,7 @@ def load(path: Path, **options: Any) -> ImageDataset:
     return ImagesData(str(path), **({"resolution": SIZE, "workers": 1} | options)).load()
 
 
-def reader(path: Path, split: str = "train", label_column: str | None = "label") -> ImageSource:
+def reader(path: Path, split: str = "train", label_column: str | None = "label") -> ImageReader:
     return open_images(str(path), split, label_column=label_column)
 
 
@@ -796,7 +796,7 @@ def test_names_of_the_reader(tmp_path: Path) -> None:
     )
     parquet = as_parquet(tmp_path, datasets.Value("int64"), [1, 0, 1])
     source = open_images(str(parquet), "train", label_column=None, image_column="picture")
-    assert source.name(2) == f"row 2 of {parquet}"
+    assert source.name(2) == f"row 2 of {parquet}, split train"
     assert (source.class_names, source.label(0)) == (None, None)
 
 
@@ -844,7 +844,7 @@ def test_files_beyond_4_gigabytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(near.pixels(1, SIZE), far.pixels(1, SIZE))
 
 
-def _row(source: ImageSource, row: int) -> NDArray[np.uint8]:
+def _row(source: ImageReader, row: int) -> NDArray[np.uint8]:
     return source.pixels(row, SIZE)
 
 

@@ -37,7 +37,7 @@ from tvmatch.config import Config, recipe
 from tvmatch.data.base import epoch_indices, mirrored_at_random
 from tvmatch.data.facts import data_facts
 from tvmatch.data.images import source as image_source
-from tvmatch.data.images.reader import ImageSource, open_images
+from tvmatch.data.images.reader import ImageReader, open_images
 from tvmatch.data.latents.autoencoder import Autoencoder, load_autoencoder
 from tvmatch.data.latents.dataset import LatentDataset, LatentsInfo, Moments
 from tvmatch.data.latents.encoder import Encoder, Normalization
@@ -77,12 +77,12 @@ def autoencoder(vae: Path) -> Autoencoder:
 
 
 @pytest.fixture(scope="module")
-def photographs(cache: Path) -> ImageSource:
+def photographs(cache: Path) -> ImageReader:
     return open_images(str(PHOTOGRAPHS), "train", label_column="label")
 
 
 @pytest.fixture(scope="module")
-def images(photographs: ImageSource) -> Tensor:
+def images(photographs: ImageReader) -> Tensor:
     """All of them, (64, 3, 16, 16) in [0, 1]."""
     pixels = [photographs.pixels(k, SIZE, "dhariwal") for k in range(COUNT)]
     return torch.from_numpy(np.stack(pixels)).float() / 255
@@ -97,7 +97,7 @@ MakeEncoder = Callable[..., Encoder]
 
 
 @pytest.fixture(scope="module")
-def encoder(photographs: ImageSource, autoencoder: Autoencoder) -> MakeEncoder:
+def encoder(photographs: ImageReader, autoencoder: Autoencoder) -> MakeEncoder:
     """Of the photographs, into a folder, by default with the options above."""
 
     def make(folder: Path, normalization: Any = None, **changes: Any) -> Encoder:
@@ -158,7 +158,7 @@ def test_each_row_is_the_posterior_of_its_image(
     assert labels.bincount().tolist() == [16] * 4
 
 
-def test_labels_stay_with_their_images(encoded: Path, photographs: ImageSource) -> None:
+def test_labels_stay_with_their_images(encoded: Path, photographs: ImageReader) -> None:
     labels = LatentDataset(encoded).batch(0, COUNT, seed=3).labels
     assert labels is not None
     indices = epoch_indices(COUNT, 0, COUNT, 3)
@@ -166,7 +166,7 @@ def test_labels_stay_with_their_images(encoded: Path, photographs: ImageSource) 
 
 
 def test_a_checkpoint_of_latents_records_crop_and_classes(
-    encoded: Path, photographs: ImageSource, encoder: MakeEncoder, tmp_path: Path
+    encoded: Path, photographs: ImageReader, encoder: MakeEncoder, tmp_path: Path
 ) -> None:
     """The crop is that of the images before they were encoded."""
     labels = [photographs.label(k) for k in range(COUNT)]
@@ -709,14 +709,14 @@ def test_shards_without_a_good_image(damaged: Path, autoencoder: Autoencoder, tm
 
 def test_a_worker_that_dies(encoder: MakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shard that it read for is not there, the one before is."""
-    pixels = ImageSource.pixels
+    pixels = ImageReader.pixels
 
-    def killed(self: ImageSource, number: int, *arguments: Any) -> Any:
+    def killed(self: ImageReader, number: int, *arguments: Any) -> Any:
         if number == SHARD + 20:  # in a process that inherits this function, a few batches ahead
             os.kill(os.getpid(), signal.SIGKILL)
         return pixels(self, number, *arguments)
 
-    monkeypatch.setattr(ImageSource, "pixels", killed)
+    monkeypatch.setattr(ImageReader, "pixels", killed)
     unlucky = encoder(tmp_path)
     with pytest.raises(
         DataError, match=r"the process \d+ that reads data was killed by SIGKILL, perhaps for"
@@ -731,10 +731,10 @@ def test_reading_that_fails_in_another_way(
 ) -> None:
     """One line, exit code 1, and the folder for the latents is not blamed; whoever reads."""
 
-    def broken(self: ImageSource, number: int, *arguments: Any) -> Any:
+    def broken(self: ImageReader, number: int, *arguments: Any) -> Any:
         raise OSError(5, "Input/output error", "photo.png")
 
-    monkeypatch.setattr(ImageSource, "pixels", broken)
+    monkeypatch.setattr(ImageReader, "pixels", broken)
     for workers in (0, 2):
         assert main(command(tmp_path / str(workers), vae, f"--workers={workers}")) == 1
         error = capsys.readouterr().err
@@ -743,7 +743,7 @@ def test_reading_that_fails_in_another_way(
         )
 
 
-def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tmp_path: Path) -> None:
+def test_latents_that_are_not_finite_are_not_stored(photographs: ImageReader, tmp_path: Path) -> None:
     network = tiny()
     network.quant_conv.bias.data[0] = torch.nan
     known = Normalization((0.0,) * 4, (1.0,) * 4, "recipe")
@@ -757,7 +757,7 @@ def test_latents_that_are_not_finite_are_not_stored(photographs: ImageSource, tm
 
 
 def test_other_options_are_refused(
-    copy: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageSource, damaged: Path
+    copy: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageReader, damaged: Path
 ) -> None:
     before = tree(copy)
     differing: dict[str, Any] = {"resolution": 32, "crop": "centre", "flips": "drawn", "shard_size": 25}
@@ -841,7 +841,7 @@ def test_bad_options_are_one_line(
 
 
 def test_foreign_folders_are_refused(
-    vae: Path, tmp_path: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageSource
+    vae: Path, tmp_path: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageReader
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds something else \(mine\.txt\) and nothing is overwritten"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.data.images.pixels import Crop
-from tvmatch.data.images.reader import ImageSource
+from tvmatch.data.images.reader import ImageReader
 from tvmatch.data.read_ahead import read_ahead
 from tvmatch.errors import InputError
 
@@ -21,7 +21,7 @@ class ImageBatch(NamedTuple):
     Attributes:
         numbers: which, n of them.
         values: uint8 pixels (n, channels, H, W), or, where the data set holds latents, float32 (n, 2C, h, w)
-            as of `ImageSource.moments`; None if n = 0.
+            as of `ImageReader.moments`; None if n = 0.
         problems: what is wrong with the others.
     """
 
@@ -36,7 +36,7 @@ def available_cores() -> int:
 
 
 def read_batches(
-    source: ImageSource,
+    source: ImageReader,
     batches: Sequence[Sequence[int]],
     resolution: int | tuple[int, int],
     crop: Crop,
@@ -69,7 +69,7 @@ class _Item(NamedTuple):
 class _Reader:
     """Reads one batch."""
 
-    source: ImageSource
+    source: ImageReader
     resolution: int | tuple[int, int]
     crop: Crop
     channels: int

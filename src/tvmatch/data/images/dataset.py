@@ -1,41 +1,32 @@
-"""Photographs and other images as a data set: decoded, cropped and resized once, then read as bytes.
+"""Images as a data set: decoded, cropped and resized once, then read as bytes from a cache.
 
 Shapes: `B` images of a batch, `C` channels, `H` rows, `W` columns.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
-from tvmatch.data.facts import count_classes
-from tvmatch.data.findings import lines_of_findings
-from tvmatch.data.images.columns import AUTO, choose_label_column, find_classes, find_image_column
 from tvmatch.data.images.listing import PLACE, cache_error
-from tvmatch.data.images.pixels import Crop, check_crop, decode, what_is_wrong
-from tvmatch.data.images.rows import EncodedImages
-from tvmatch.data.images.source import open_source
+from tvmatch.data.images.pixels import Crop, check_crop
+from tvmatch.data.images.reader import open_images
+from tvmatch.data.images.rows import EncodedImage, EncodedImages, UnreadableImageError
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
 
 _BATCH_ROWS = 256  # images decoded and written together: 50 MB at 256×256 RGB
-_PREPARED = datasets.Features(
-    {
-        "pixels": datasets.Value("binary"),
-        "label": datasets.Value("int64"),
-        "problem": datasets.Value("string"),
-    }
-)
+_PREPARED = datasets.Features({"pixels": datasets.Value("binary"), "problem": datasets.Value("string")})
 
 
 class ImageDataset(StoredDataset):
@@ -83,7 +74,7 @@ class ImageDataset(StoredDataset):
         """Images of each class, those left out not counted; None without labels."""
         if self._labels is None:
             return None
-        return count_classes(self._labels[self._usable], self.spec.class_count)
+        return torch.bincount(self._labels[self._usable], minlength=self.spec.class_count).tolist()
 
     def __len__(self) -> int:
         """Number of images, those left out not counted."""
@@ -115,136 +106,75 @@ def load_images(
     Arguments and errors are those of `ImagesData` and its `load`.
     """
     height, width = _checked_size(resolution, crop, channels, on_bad_image, workers)
-    source = open_source(path, split)
-    if len(source.rows) == 0:
-        raise InputError("data.split", f"{split!r} of {path} holds no rows")
-    image_column = find_image_column(source.rows, image_column, path)
-    kept = source.columns_of_images(image_column)
-    class_names, class_numbers = None, None
-    labels_wanted = label_column == AUTO
-    label_column = choose_label_column(source, label_column, path)
-    if label_column is not None:
-        kept.append(label_column)
-        class_names, class_numbers = find_classes(source, label_column, path)
-    preparation = _Preparation(
-        height=height,
-        width=width,
-        channels=channels,
-        crop=crop,
-        image_column=image_column,
-        label_column=label_column,
-        class_numbers=class_numbers,
-        images=source.images,
-        skip=on_bad_image == "skip",
-    )
-    encoded = source.rows.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
+    reader = open_images(path, split, label_column=label_column, image_column=image_column)
+    shape = (channels, height, width)
+    preparation = _Preparation(shape, crop, reader.image_column, reader.images, skip=on_bad_image == "skip")
+    environment = os.environ
     try:
-        with _environment_kept():
-            rows = encoded.map(
-                preparation,
-                with_indices=True,
-                batched=True,
-                batch_size=_BATCH_ROWS,
-                writer_batch_size=_BATCH_ROWS,
-                remove_columns=kept,
-                features=_PREPARED,
-                num_proc=None if workers == 1 else min(workers, len(source.rows)),
-                desc="preparing images",
-            )
+        rows = reader.rows.map(
+            preparation,
+            with_indices=True,
+            batched=True,
+            batch_size=_BATCH_ROWS,
+            writer_batch_size=_BATCH_ROWS,
+            remove_columns=reader.rows.column_names,
+            features=_PREPARED,
+            num_proc=None if workers == 1 else min(workers, len(reader)),
+            desc="preparing images",
+        )
     except OSError as error:  # a full disk, or no permission to write
         raise cache_error("the prepared images", error) from error
+    finally:
+        os.environ = environment  # noqa: B003  `datasets` replaces it by a copy, which rich does not see
     spec = DataSpec(
         kind="image",
-        shape=(channels, height, width),
-        class_names=class_names,
+        shape=shape,
+        class_names=reader.class_names,
         mean=(0.5,) * channels,
         std=(0.5,) * channels,
     )
-    labels = None if class_names is None else torch.tensor(rows.data.column("label").to_numpy(), device="cpu")
     usable = _usable_rows(rows, path)
-    findings = lines_of_findings(
-        f"{path}, split {split}",
-        len(usable),
-        class_names,
-        None if labels is None else labels[usable].numpy(),
-        source.notes,
-        why_none=source.why_none if labels_wanted else "",
-    )
     return ImageDataset(
         rows.select_columns("pixels"),
         spec,
-        labels,
-        usable,
+        None if reader.labels is None else torch.from_numpy(reader.labels.astype(np.int64)),
+        torch.from_numpy(usable),
         horizontal_flip=horizontal_flip,
         crop=crop,
-        findings=findings,
+        findings=reader.findings_of(usable),
     )
-
-
-@contextmanager
-def _environment_kept() -> Iterator[None]:
-    """`datasets` sets a variable for its processes, and then puts a copy in the place of `os.environ`.
-
-    Those who hold the first one, as rich does, would not see what is set afterwards.
-    """
-    environment, name = os.environ, "TOKENIZERS_PARALLELISM"
-    before = environment.get(name)
-    try:
-        yield
-    finally:
-        os.environ = environment  # noqa: B003  (the very same object again)
-        if before is None:
-            environment.pop(name, None)
-        else:
-            environment[name] = before
 
 
 @dataclass(frozen=True)
 class _Preparation:
-    """The function that `datasets` maps over batches of rows; its fields are part of the cache's key.
+    """The function that `datasets` maps over batches of rows; its fields are part of the cache key.
 
-    A row that cannot be read gets no pixels and says why in "problem", if `skip` is set.
+    With `skip`, a row that cannot be read gets no pixels and the reason in "problem".
     """
 
-    height: int
-    width: int
-    channels: int
+    shape: tuple[int, int, int]
     crop: Crop
     image_column: str
-    label_column: str | None
-    class_numbers: dict[str, int] | None  # of names, where the column holds names
     images: EncodedImages
     skip: bool
-    version: int = 2  # raise it when the pixels change, so that no older cache is read
+    version: int = 3  # raise it when the pixels change, so that no older cache is read
 
     def __call__(self, batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
-        pixels, problems = [], []
         places = batch.get(PLACE) or [None] * len(rows)
-        for row, image, place in zip(rows, batch[self.image_column], places, strict=True):
-            content, problem = self._pixels(image, place, row)
-            if problem is not None and not self.skip:
-                raise problem.with_hint("data.on_bad_image=skip leaves such images out")
-            pixels.append(content)
-            problems.append(None if problem is None else str(problem))
-        labels: list[Any] = batch[self.label_column] if self.label_column is not None else [0] * len(rows)
-        if self.class_numbers is not None:
-            labels = [self.class_numbers[label] for label in labels]
-        return {"pixels": pixels, "label": labels, "problem": problems}
+        prepared = map(self._prepared, batch[self.image_column], places, rows)
+        pixels, problems = zip(*prepared, strict=True)
+        return {"pixels": list(pixels), "problem": list(problems)}
 
-    def _pixels(
-        self, image: Mapping[str, Any] | None, place: Sequence[int] | None, row: int
-    ) -> tuple[bytes | None, InputError | None]:
-        """The bytes of one image, or None and what is wrong with it."""
-        name = self.images.name(image, row)
+    def _prepared(
+        self, image: EncodedImage, place: Sequence[int] | None, row: int
+    ) -> tuple[bytes | None, str | None]:
+        """The bytes of one image, or None and the reason why it cannot be read."""
         try:
-            encoded = self.images.content(image, place)
-            if not encoded:
-                return None, InputError(name, "there is no image")
-            return decode(encoded, self.height, self.width, self.channels, self.crop).tobytes(), None
-        except InputError as error:  # latents: no bad image, but another kind of data
-            raise error.within(name) from error
-        except Exception as error:  # Pillow's readers raise every kind for a broken file
-            return None, InputError(name, what_is_wrong(error))
+            return self.images.pixels(image, place, row, self.shape, self.crop).tobytes(), None
+        except UnreadableImageError as error:
+            if not self.skip:
+                raise error.with_hint("data.on_bad_image=skip leaves such images out") from error
+            return None, str(error)
 
 
 def _checked_size(
@@ -264,8 +194,8 @@ def _checked_size(
     return sizes[0], sizes[1]
 
 
-def _usable_rows(rows: datasets.Dataset, path: str) -> Tensor:
-    """Numbers of the rows that hold an image, after telling how many do not."""
+def _usable_rows(rows: datasets.Dataset, path: str) -> NDArray[np.int64]:
+    """Numbers of the rows that hold an image; logs how many do not."""
     problems = rows.data.column("problem")
     usable = np.flatnonzero(problems.is_null().to_numpy())
     skipped = len(rows) - len(usable)
@@ -278,4 +208,4 @@ def _usable_rows(rows: datasets.Dataset, path: str) -> Tensor:
         _LOGGER.warning(
             "data.on_bad_image: skipped %d of %d images of %s; the first: %s", skipped, len(rows), path, first
         )
-    return torch.from_numpy(usable)
+    return usable

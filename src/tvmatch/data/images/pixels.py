@@ -22,7 +22,7 @@ _MOST_PIXELS = 2**27  # half a gigabyte in memory; Pillow itself refuses larger 
 # What undoes EXIF's orientations 2 … 8.
 _FLIPS = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE)
 _TURNS = (Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
-_UPRIGHT = dict(enumerate(_FLIPS + _TURNS, start=2))
+_UPRIGHT: dict[object, Transpose] = dict(enumerate(_FLIPS + _TURNS, start=2))
 
 
 def decode(

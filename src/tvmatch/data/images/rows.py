@@ -1,75 +1,60 @@
-"""What finding images gives: rows with encoded images, and how to read and to name one."""
+"""Rows of encoded images: how to decode the image of a row, and what to call it in a message."""
 
-import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+from numpy.typing import NDArray
 
 from tvmatch.data.findings import Notes, printable
 from tvmatch.data.images.listing import PLACE
+from tvmatch.data.images.pixels import Crop, decode, what_is_wrong
 from tvmatch.data.images.zip_archive import read_member
 from tvmatch.data.npy import NPY_SUFFIX
+from tvmatch.errors import InputError
+
+EncodedImage = Mapping[str, Any] | None  # {"bytes", "path"}; None where a row has no image
 
 
-@dataclass(frozen=True)
-class RowNames:
-    """What to call row number n of a data set in a message: "row 3 of b.parquet".
-
-    Attributes:
-        sources: file names (or one description of the whole), in the order of their rows.
-        ends: for each source the number of rows up to its end; empty if only the whole is known.
-    """
-
-    sources: tuple[str, ...]
-    ends: tuple[int, ...] = ()
-
-    def __call__(self, row: int) -> str:
-        """The name of row `row`, counted from 0 in its source."""
-        place = bisect.bisect_right(self.ends, row) if self.ends else 0
-        first = self.ends[place - 1] if place else 0
-        return f"row {row - first} of {self.sources[place]}"
+class UnreadableImageError(InputError):
+    """An image is missing, damaged or of an unsupported kind."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """How to get from a row of a data set to the encoded bytes of its image. Can be pickled.
+    """Decodes and names the images of a data set's rows. Can be pickled.
 
     Attributes:
-        row_names: for messages about images without a name of their own.
-        root: the folder or ZIP that paths are relative to; None where they are not.
-        stamp: of a ZIP, see `image_zip.read_member`.
+        table: names the rows of images without a file name in messages: "photos.parquet, split train".
+        root: the folder or ZIP to which paths are relative; None if they are not relative.
+        stamp: of a ZIP, see `zip_archive.read_member`.
     """
 
-    row_names: RowNames
+    table: str
     root: Path | None = None
     stamp: str = ""
 
-    def name(self, image: Mapping[str, Any] | None, row: int) -> str:
-        """What to call an image in a message.
-
-        Args:
-            image: {"bytes", "path"}, or None where a row has no image.
-            row: its number.
-        """
+    def name(self, image: EncodedImage, row: int) -> str:
+        """The name of an image in messages: its file if it has one, else its row in the table."""
         path = (image or {}).get("path")
         if self.root is not None and path:
             return printable(str(self.root / path))
-        return printable(str(path)) if path and not (image or {}).get("bytes") else self.row_names(row)
+        return (
+            printable(str(path)) if path and not (image or {}).get("bytes") else f"row {row} of {self.table}"
+        )
 
-    def content(
-        self, image: Mapping[str, Any] | None, place: Sequence[int] | None = None
-    ) -> bytes | str | None:
+    def content(self, image: EncodedImage, place: Sequence[int] | None = None) -> bytes | str | None:
         """The encoded bytes, or the path of a file that holds them; None if there is no image.
 
         Args:
-            image: {"bytes", "path"}, or None.
-            place: where it is in the ZIP, of the column `PLACE`.
+            image: of the row.
+            place: location in the ZIP, from the column `PLACE`.
 
         Raises:
-            OSError, ValueError, zlib.error: for a file in a ZIP that is damaged.
+            OSError, ValueError, zlib.error: a file in a ZIP is damaged.
         """
         content: bytes | None = (image or {}).get("bytes")
         path: str | None = (image or {}).get("path")
@@ -82,16 +67,48 @@ class EncodedImages:
         file = self.root / path
         return file.read_bytes() if file.suffix.lower() == NPY_SUFFIX else str(file)
 
+    def pixels(
+        self,
+        image: EncodedImage,
+        place: Sequence[int] | None,
+        row: int,
+        shape: tuple[int, int, int],
+        crop: Crop,
+    ) -> NDArray[np.uint8]:
+        """Decode an image, crop and resize it: uint8 of shape (C, H, W); see `pixels.decode`.
+
+        Args:
+            image: of the row.
+            place: location in the ZIP, from the column `PLACE`; None elsewhere.
+            row: number of the row, for messages.
+            shape: (C, H, W) of the result.
+            crop: how to crop.
+
+        Raises:
+            UnreadableImageError: the image is missing or cannot be decoded.
+            InputError: the row holds latents instead, or the crop cannot give this shape.
+        """
+        try:
+            content = self.content(image, place)
+            if not content:
+                raise UnreadableImageError("there is no image")
+            channels, height, width = shape
+            return decode(content, height, width, channels, crop)
+        except InputError as error:
+            raise error.within(self.name(image, row)) from error
+        except Exception as error:  # Pillow's readers raise many types for a damaged file
+            raise UnreadableImageError(self.name(image, row), what_is_wrong(error)) from error
+
 
 @dataclass(frozen=True)
 class Source:
     """A split of a data set.
 
     Attributes:
-        rows: not decoded, memory-mapped.
-        images: how to read a row's image.
-        fingerprint: another one if the files are others. Depends on names, sizes and times of change.
-        notes: what there is to say about its files.
+        rows: encoded images and further columns, memory-mapped.
+        images: decodes the images of the rows.
+        fingerprint: changes with the files or the split; depends on names, sizes and modification times.
+        notes: on the files.
     """
 
     rows: datasets.Dataset
@@ -105,13 +122,14 @@ class Source:
         return self.notes.why_none or f"its columns are {', '.join(self.rows.column_names)}"
 
     def name(self, row: int) -> str:
-        """What to call a row in a message."""
+        """The name of a row in messages."""
         if self.images.root is None:
-            return self.images.row_names(row)
+            return self.images.name(None, row)
         image = self.rows.select_columns("image").cast_column("image", datasets.Image(decode=False))[row]
         return self.images.name(image["image"], row)
 
-    def columns_of_images(self, image_column: str) -> list[str]:
-        """The columns that it takes to read the images of `image_column`."""
+    def encoded(self, image_column: str) -> datasets.Dataset:
+        """The rows with nothing but the columns needed to decode `image_column`."""
         in_zip = self.images.root is not None and PLACE in self.rows.column_names
-        return [image_column, PLACE] if in_zip else [image_column]
+        rows = self.rows.select_columns([image_column, PLACE] if in_zip else [image_column])
+        return rows.cast_column(image_column, datasets.Image(decode=False))

@@ -1,11 +1,9 @@
 """Finding images: a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub."""
 
 import re
-from itertools import accumulate
 from pathlib import Path
 
 import datasets
-import pyarrow.parquet  # type: ignore[import-untyped]
 
 from tvmatch.data.findings import Notes
 from tvmatch.data.images.folders.described import (
@@ -20,7 +18,7 @@ from tvmatch.data.images.folders.splits import ONE_SPLIT, SPLIT_OF
 from tvmatch.data.images.folders.walk import Tree, walk
 from tvmatch.data.images.imagenet import ImageNet, find_imagenet, list_imagenet
 from tvmatch.data.images.listing import Listing, as_rows, cache_error, cache_failure, digest
-from tvmatch.data.images.rows import EncodedImages, RowNames, Source
+from tvmatch.data.images.rows import EncodedImages, Source
 from tvmatch.data.images.zip_archive import DESCRIPTION, list_folder, list_zip, stamp_of_zip
 from tvmatch.errors import InputError, one_line
 from tvmatch.storage.files import expect_no_lfs_pointer
@@ -41,10 +39,9 @@ def open_source(path: str, split: str) -> Source:
             "data.path", "give a folder, a .parquet, .arrow or .zip file, or the name of a Hub data set"
         )
     _check_split(split)
-    whole = EncodedImages(RowNames((f"{path}, split {split}",)))
     if not local.exists():
         _check_hub(path)
-        return _hashed(_load(path, split, path), whole)
+        return _hashed(_load(path, split, path), path, split)
     if local.is_file():
         expect_no_lfs_pointer(local)
         if local.suffix.lower() == ".zip":
@@ -93,8 +90,7 @@ def _open_folder(path: str, root: Path, tree: Tree, split: str) -> Source:
             expect_no_lfs_pointer(description)
         splits = described_images(root, tree.files, folder)
         wanted = SPLIT_OF.get(name.lower(), name) + split[len(name) :]
-        rows = _load("imagefolder", wanted, path, data_files=data_files_of(splits))
-        return _hashed(rows, EncodedImages(RowNames((f"{path}, split {split}",))))
+        return _hashed(_load("imagefolder", wanted, path, data_files=data_files_of(splits)), path, split)
     listing, stamp = list_images(root, folder, below)
     return _open_listing(root, split, stamp, listing)
 
@@ -103,9 +99,9 @@ def _is_table(name: str) -> bool:
     return suffix_of(name) in _TABLES and not is_description(name)
 
 
-def _hashed(rows: datasets.Dataset, images: EncodedImages) -> Source:
+def _hashed(rows: datasets.Dataset, path: str, split: str) -> Source:
     # `datasets` hashes names, times and sizes of files, or the revision on the Hub, and the split.
-    return Source(rows, images, fingerprint=rows._fingerprint)
+    return Source(rows, EncodedImages(f"{path}, split {split}"), fingerprint=rows._fingerprint)
 
 
 def _open_zip(archive: Path, split: str) -> Source:
@@ -137,7 +133,7 @@ def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: No
             "data.split", f"{split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
         )
     rows = whole.select(_numbers(split, len(whole), str(root)))
-    images = EncodedImages(RowNames((str(root),)), root.absolute(), stamp)
+    images = EncodedImages(str(root), root.absolute(), stamp)
     return Source(rows, images, digest(stamp, split), notes)
 
 
@@ -161,20 +157,8 @@ def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
         raise InputError(
             "data.path", f"{path} must be a folder, or .parquet, .arrow or .zip files, not {sorted(suffixes)}"
         )
-    chosen = files.get(split, [])
-    if chosen and suffixes == {".parquet"}:
-        names = RowNames(tuple(map(str, chosen)), tuple(accumulate(map(_parquet_rows, chosen))))
-    else:  # a slice of a split, or Arrow files, which do not say how many rows they have
-        names = RowNames((str(chosen[0]) if len(chosen) == 1 else f"{path}, split {split}",))
     rows = _load(suffixes.pop()[1:], split, path, data_files=data_files_of(files))
-    return _hashed(rows, EncodedImages(names))
-
-
-def _parquet_rows(file: Path) -> int:
-    try:
-        return int(pyarrow.parquet.read_metadata(file).num_rows)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError("data.path", f"{file} is not a readable Parquet file: {one_line(error)}") from error
+    return _hashed(rows, path, split)
 
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:

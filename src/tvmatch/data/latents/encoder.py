@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tvmatch.data.images.batches import ImageBatch, read_batches
-from tvmatch.data.images.reader import ImageSource
+from tvmatch.data.images.reader import ImageReader
 from tvmatch.data.latents.autoencoder import Autoencoder
 from tvmatch.data.latents.dataset import INFO_NAME, LatentsInfo, Moments, Shard
 from tvmatch.data.latents.settings import EncodingOptions, begin
@@ -71,7 +71,7 @@ class Encoder:
 
     def __init__(
         self,
-        source: ImageSource,
+        source: ImageReader,
         autoencoder: Autoencoder,
         folder: Path,
         options: EncodingOptions,
@@ -270,7 +270,7 @@ class Encoder:
         return Normalization(sums.mean, sums.std, MEASURED)
 
 
-def _holds_latents(source: ImageSource) -> bool:
+def _holds_latents(source: ImageReader) -> bool:
     try:
         return source.moments(0) is not None
     except InputError:  # the first of them cannot be read, which `encode` tells of

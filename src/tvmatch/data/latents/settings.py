@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tvmatch.data.images.pixels import Crop, check_crop
-from tvmatch.data.images.reader import ImageSource
+from tvmatch.data.images.reader import ImageReader
 from tvmatch.data.latents.autoencoder import Autoencoder
 from tvmatch.data.latents.dataset import Flips
 from tvmatch.errors import InputError
@@ -55,7 +55,7 @@ class EncodingOptions:
 
 
 def begin(
-    folder: Path, options: EncodingOptions, source: ImageSource, autoencoder: Autoencoder
+    folder: Path, options: EncodingOptions, source: ImageReader, autoencoder: Autoencoder
 ) -> dict[str, Any]:
     """Write encoding.json, or compare the one that is there: data, autoencoder and options must be the same.
 
