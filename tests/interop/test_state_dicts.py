@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import tvmatch
 from tvmatch.cli import main
-from tvmatch.data.latents.autoencoder_files import find_autoencoder
+from tvmatch.data.latents.autoencoder import load_autoencoder
 from tvmatch.errors import InputError
 from tvmatch.interop import import_network, network_from_authors, network_to_authors, read_snapshot
 from tvmatch.interop.checkpoints.authors import split_prefix, without_prefix
@@ -326,7 +326,7 @@ def test_pointers_in_other_places(tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(POINTER)
     with pytest.raises(InputError, match=r"diffusion_pytorch_model\.safetensors: a Git LFS pointer"):
-        find_autoencoder(str(tmp_path / "vae")).weights()
+        load_autoencoder(str(tmp_path / "vae"))
     (tmp_path / "a").mkdir()
     checkpoint = without_dropout(tmp_path / "a")
     (checkpoint / "model.safetensors").write_bytes(POINTER)

@@ -2,9 +2,6 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from tvmatch.data.base import Dataset
 
 
@@ -17,8 +14,3 @@ def data_facts(dataset: Dataset) -> dict[str, Any]:
     """
     facts = {name: getattr(dataset, name, None) for name in ("crop", "class_counts")}
     return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def count_classes(labels: Tensor, class_count: int) -> list[int]:
-    """Elements of each class 0 … class_count − 1 among int64 labels (N,)."""
-    return torch.bincount(labels, minlength=class_count).tolist()

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmatch.data.base import Batch, StoredDataset
-from tvmatch.data.facts import count_classes
 from tvmatch.data.findings import lines_of_findings
 from tvmatch.data.spec import MOST_CLASSES, DataSpec
 from tvmatch.errors import InputError, one_line
@@ -72,7 +71,9 @@ class TensorDataset(StoredDataset):
     @property
     def class_counts(self) -> list[int] | None:
         """Elements of each class; None without labels."""
-        return None if self._labels is None else count_classes(self._labels, self.spec.class_count)
+        if self._labels is None:
+            return None
+        return torch.bincount(self._labels, minlength=self.spec.class_count).tolist()
 
     def __len__(self) -> int:
         """Number of elements."""

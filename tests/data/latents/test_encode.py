@@ -39,7 +39,7 @@ from tvmatch.data.facts import data_facts
 from tvmatch.data.images import source as image_source
 from tvmatch.data.images.reader import ImageReader, open_images
 from tvmatch.data.latents.autoencoder import Autoencoder, load_autoencoder
-from tvmatch.data.latents.dataset import LatentDataset, LatentsInfo, Moments
+from tvmatch.data.latents.dataset import LatentDataset, LatentsInfo, Posterior
 from tvmatch.data.latents.encoder import Encoder, Normalization
 from tvmatch.data.latents.settings import EncodingOptions
 from tvmatch.data.latents.shards import ChannelSums, ShardWriter
@@ -113,6 +113,11 @@ def encode(encoder: Encoder, **arguments: Any) -> LatentsInfo:
     return info
 
 
+def posterior_of(dataset: LatentDataset, indices: Tensor) -> Posterior:
+    """Of the images of these numbers, not mirrored."""
+    return dataset._posterior(dataset._read(indices, torch.zeros(len(indices), dtype=torch.bool)))
+
+
 @pytest.fixture(scope="module")
 def encoded(encoder: MakeEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run in one process."""
@@ -143,7 +148,7 @@ def test_each_row_is_the_posterior_of_its_image(
     dataset = LatentDataset(encoded)
     assert len(dataset) == COUNT
     assert [shard.rows for shard in dataset.info.shards] == [24, 24, 16]
-    stored = dataset.moments(torch.arange(COUNT))
+    stored = posterior_of(dataset, torch.arange(COUNT))
     expected = autoencoder.encode(images)
     # Encoded in batches of another size: sums of a few hundred float32 terms in another order.
     assert relative_error(stored.mean, expected.mean) < 1e-5
@@ -179,7 +184,9 @@ def test_a_checkpoint_of_latents_records_crop_and_classes(
 
 def test_statistics_are_those_of_all_latents_at_once(encoded: Path) -> None:
     dataset = LatentDataset(encoded)
-    mean, std = (part.double().transpose(0, 1).flatten(1) for part in dataset.moments(torch.arange(COUNT)))
+    mean, std = (
+        part.double().transpose(0, 1).flatten(1) for part in posterior_of(dataset, torch.arange(COUNT))
+    )
     info = dataset.info
     assert info.measured_mean is not None
     assert info.measured_std is not None
@@ -196,9 +203,9 @@ def test_statistics_are_those_of_all_latents_at_once(encoded: Path) -> None:
 def test_sums_of_parts_are_those_of_the_whole(cuts: list[int], offset: float, scale: float) -> None:
     random = generator(0, "sums")
     draws = torch.randn(10, 2, 3, 3, generator=random, dtype=torch.float64) * scale + offset
-    moments = Moments(draws, torch.rand(10, 2, 3, 3, generator=random, dtype=torch.float64) * scale)
+    moments = Posterior(draws, torch.rand(10, 2, 3, 3, generator=random, dtype=torch.float64) * scale)
     ends = [0, *sorted(set(cuts)), 10]
-    parts = [Moments(*(x[a:b] for x in moments)) for a, b in pairwise(ends)]
+    parts = [Posterior(*(x[a:b] for x in moments)) for a, b in pairwise(ends)]
     sums = ChannelSums.of(parts[0])
     for part in parts[1:]:
         sums = sums.plus(ChannelSums.of(part))
@@ -242,7 +249,7 @@ def test_workers_give_the_same_batches(encoded: Path, method: str) -> None:
 def test_draws_have_the_posterior_s_mean_and_deviation(encoded: Path) -> None:
     """One epoch a step: every image is drawn once in each of n steps."""
     dataset, steps = LatentDataset(encoded), 200
-    moments = dataset.moments(torch.arange(COUNT))
+    moments = posterior_of(dataset, torch.arange(COUNT))
     draws = torch.stack([dataset.batch(step, COUNT, 0).values for step in range(steps)])
     order = torch.stack([epoch_indices(COUNT, step, COUNT, 0).argsort() for step in range(steps)])
     standardized = torch.stack(
@@ -287,8 +294,8 @@ def test_a_shorter_batch_has_the_same_draws(encoded: Path) -> None:
     """Posterior noise belongs to the row: the first rows of step 0 are the same whatever its size."""
     dataset = LatentDataset(encoded)
     assert torch.equal(dataset.batch(0, 13, 4).values, dataset.batch(0, 30, 4).values[:13])
-    moments, draws = dataset.moments(torch.arange(20)), RowDraws(0, "step", 1)
-    some = Moments(moments.mean[5:11], moments.std[5:11]).sample(draws, range(5, 11))
+    moments, draws = posterior_of(dataset, torch.arange(20)), RowDraws(0, "step", 1)
+    some = Posterior(moments.mean[5:11], moments.std[5:11]).sample(draws, range(5, 11))
     assert torch.equal(some, moments.sample(draws, range(20))[5:11])
 
 
@@ -318,7 +325,7 @@ def test_latents_of_a_zip_are_taken_as_they_are(tmp_path: Path, vae: Path, autoe
     words = ["--data", str(archive)]
     assert main(command(tmp_path / "out", vae, *words)) == 0
     dataset = LatentDataset(tmp_path / "out")
-    stored = dataset.moments(torch.arange(6))
+    stored = posterior_of(dataset, torch.arange(6))
     assert torch.equal(torch.cat(stored, dim=1), torch.from_numpy(moments))
     assert dataset.spec.class_names == ("0", "1", "2")
 
@@ -681,8 +688,8 @@ def test_a_bad_image_is_named_or_left_out(
     assert [shard.rows for shard in dataset.info.shards] == [23, 24, 15]
     assert dataset.info.provenance["skipped"] == 2
     good = torch.tensor([k for k in range(COUNT) if k not in (7, 63)])
-    stored = dataset.moments(torch.arange(COUNT - 2)).mean
-    expected = LatentDataset(encoded).moments(good).mean
+    stored = posterior_of(dataset, torch.arange(COUNT - 2)).mean
+    expected = posterior_of(LatentDataset(encoded), good).mean
     assert relative_error(stored, expected) < 1e-5  # as above
     assert main(command(tmp_path / "whole", vae, *words)) == 0
     assert tree(tmp_path / "whole") == tree(tmp_path / "out")

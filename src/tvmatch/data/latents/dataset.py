@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from tvmatch.data.base import Batch, distinct_indices, epoch_indices, mirrored_at_random
-from tvmatch.data.facts import count_classes
 from tvmatch.data.findings import lines_of_findings
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
@@ -32,7 +31,7 @@ NO_LABEL = -1
 Flips = Literal["none", "stored", "drawn"]
 
 
-class Moments(NamedTuple):
+class Posterior(NamedTuple):
     """Mean and standard deviation of an autoencoder's posterior, raw latents of shape (B, C, h, w)."""
 
     mean: Tensor
@@ -180,7 +179,7 @@ class LatentDataset:
         if self.spec.class_names is None:
             return None
         labels = torch.tensor(self._rows.data.column("label").to_numpy(), dtype=torch.int64, device="cpu")
-        return count_classes(labels, self.spec.class_count)
+        return torch.bincount(labels, minlength=self.spec.class_count).tolist()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -200,13 +199,9 @@ class LatentDataset:
         mirrored = torch.zeros(count, dtype=torch.bool, device="cpu")
         return self._draw(indices, mirrored, RowDraws(seed, "take"))
 
-    def moments(self, indices: Tensor) -> Moments:
-        """Posteriors of the images of these numbers, unmirrored."""
-        return self._moments(self._read(indices, torch.zeros(len(indices), dtype=torch.bool, device="cpu")))
-
     def _draw(self, indices: Tensor, mirrored: Tensor, draws: RowDraws) -> Batch:
         rows = self._read(indices, mirrored)
-        values = self._moments(rows).sample(draws, range(len(indices)))
+        values = self._posterior(rows).sample(draws, range(len(indices)))
         if self.info.flips == "drawn":
             values = torch.where(mirrored.view(-1, 1, 1, 1), values.flip(-1), values)
         labels = (
@@ -221,8 +216,8 @@ class LatentDataset:
         rows: dict[str, Any] = self._rows[numbers.tolist()]
         return rows
 
-    def _moments(self, rows: dict[str, Any]) -> Moments:
-        return Moments(self._tensor(rows["mean"]), self._tensor(rows["std"]))
+    def _posterior(self, rows: dict[str, Any]) -> Posterior:
+        return Posterior(self._tensor(rows["mean"]), self._tensor(rows["std"]))
 
     def _tensor(self, contents: list[bytes]) -> Tensor:
         # A bytearray, because PyTorch warns of memory that it may not write to.

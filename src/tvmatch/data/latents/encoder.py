@@ -22,7 +22,7 @@ from torch import Tensor
 from tvmatch.data.images.batches import ImageBatch, read_batches
 from tvmatch.data.images.reader import ImageReader
 from tvmatch.data.latents.autoencoder import Autoencoder
-from tvmatch.data.latents.dataset import INFO_NAME, LatentsInfo, Moments, Shard
+from tvmatch.data.latents.dataset import INFO_NAME, LatentsInfo, Posterior, Shard
 from tvmatch.data.latents.settings import EncodingOptions, begin
 from tvmatch.data.latents.shards import (
     ChannelSums,
@@ -199,7 +199,7 @@ class Encoder:
                 )
             writer.write(moments, labels)
 
-    def _posteriors(self, values: Tensor) -> Moments:
+    def _posteriors(self, values: Tensor) -> Posterior:
         """Of images uint8 (B, 3, H, W), with flips stored of image and mirror image in turn; or as stored."""
         if values.dtype != torch.uint8:
             channels, height, width = self._shape
@@ -209,13 +209,13 @@ class Encoder:
                     f"means and standard deviations of latents have shape {tuple(values.shape[1:])}, "
                     f"those of {self._autoencoder.source} {(2 * channels, height, width)} at this resolution",
                 )
-            return Moments(values[:, :channels], values[:, channels:])
+            return Posterior(values[:, :channels], values[:, channels:])
         images = values.to(self._autoencoder.device).float() / 255
         moments = self._autoencoder.encode(images)
         if self._options.flips != "stored":
             return moments
         pairs = zip(moments, self._autoencoder.encode(images.flip(-1)), strict=True)
-        return Moments(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in pairs))
+        return Posterior(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in pairs))
 
     def _info(self, reports: list[ShardReport]) -> LatentsInfo:
         options = self._options

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from tvmatch.data.latents.dataset import NO_LABEL, Moments
+from tvmatch.data.latents.dataset import NO_LABEL, Posterior
 from tvmatch.data.running_moments import merge_means
 from tvmatch.storage.files import parse_json, replacing
 
@@ -48,7 +48,7 @@ class ChannelSums:
             raise ValueError(f"not finite: {self}")
 
     @classmethod
-    def of(cls, moments: Moments) -> "ChannelSums":
+    def of(cls, moments: Posterior) -> "ChannelSums":
         """Of latents z drawn from their posteriors, on average over the draws: Var z = Var mean + E std²."""
         mean, std = (tensor.double().transpose(0, 1).flatten(1) for tensor in moments)
         centre = mean.mean(1)
@@ -95,7 +95,7 @@ class ShardWriter:
         self.sums: ChannelSums | None = None
         self.skipped: list[str] = []
 
-    def write(self, moments: Moments, labels: Iterable[int | None]) -> None:
+    def write(self, moments: Posterior, labels: Iterable[int | None]) -> None:
         """Add B rows with these posteriors (B, C, h, w) and class numbers."""
         sums = ChannelSums.of(moments)
         self.sums = sums if self.sums is None else self.sums.plus(sums)
