@@ -1,4 +1,4 @@
-"""`tvmatch encode`: images to latents, by any number of processes, in as many runs as it takes."""
+"""`tvmatch encode`: encode images as latents, with one or several processes; resumes interrupted runs."""
 
 import errno
 import re
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,22 +35,21 @@ from tvmatch.errors import InputError, arguments_named
 from tvmatch.trained_model.files import read_spec
 
 DESCRIPTION = """\
-Turn images into an autoencoder's posteriors (mean and standard deviation), in shards that training reads
-memory-mapped. Given the same options again it goes on with the shards that are missing, after a kill or a
-full disk too. Several processes share the work: under torchrun, or each with a --part of its own. Nothing
-is overwritten."""
-_OPTIONS = {  # of this command, by those of training's data section
+Encode images as posteriors (mean and standard deviation) of an autoencoder, in shards that training maps into
+memory. The same command resumes an interrupted run with the missing shards. Several processes can share the
+work: under torchrun, or each with its own --part. Existing files are not overwritten."""
+_OPTIONS = {  # names of this command's options, by those of the data section of training
     "data.path": "data",
     "data.latents": "data",
     **{f"data.{name}": name for name in ("split", "label_column", "image_column", "resolution", "crop")},
 }
-_FAR = 0.5  # of a deviation; the recipes for 256 and 512 pixels are 0.15 apart
+_FAR = 0.5  # standard deviations; the recipes for 256 and 512 pixels differ by 0.15
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SECONDS_A_LINE = 60  # without a terminal, which would have a bar
+_SECONDS_PER_LINE = 60  # of progress, without a terminal
 
 
 def run(arguments: list[str]) -> int:
-    """Encode, or go on with it."""
+    """Encode the images, or resume."""
     parsed = _parser().parse_args(arguments)
     if parsed.workers < 0:
         raise InputError("workers", f"must be at least 0, got {parsed.workers}")
@@ -69,21 +69,21 @@ def run(arguments: list[str]) -> int:
         except torch.OutOfMemoryError:
             raise InputError(
                 "batch_size",
-                f"{parsed.batch_size} images at once are too many for the memory of the device; "
-                "take fewer, and another --out",
+                f"{parsed.batch_size} images at once need more memory than the device has; "
+                "use fewer, and another --out",
             ) from None
         except FileNotFoundError as error:
             raise InputError(
                 "out",
-                f"{error.filename} is gone; if another process makes the same part at the same "
-                "time, give each a --part of its own",
+                f"{error.filename} was removed; if another process encodes the same part, "
+                "give each its own --part",
             ) from None
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             raise InputError(
                 "out",
-                f"{error.filename or out}: {error.strerror}; {_finished(encoder, part)} and stay; "
+                f"{error.filename or out}: {error.strerror}; {_finished(encoder, part)}; "
                 f"continue with: {again}",
             ) from None
     _show(info, encoder, part, out)
@@ -92,54 +92,36 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="tvmatch encode", description=DESCRIPTION)
-    add = parser.add_argument
-    add("--data", type=str, required=True, help="folder, ImageNet, .zip, .parquet, .arrow, or a Hub data set")
-    add("--autoencoder", type=str, required=True, help="of diffusers: a folder or a name on the Hub")
+    add = partial(parser.add_argument, type=str)
+    add("--data", required=True, help="folder, ImageNet, .zip, .parquet, .arrow, or a Hub data set")
+    add("--autoencoder", required=True, help="of diffusers: a folder or a name on the Hub")
     add("--resolution", type=int, default=256, help="of the images, in pixels (default: 256)")
-    add("--out", type=str, required=True, help="folder for the latents: new, or to go on with")
-    add("--split", type=str, default="train", help="of the data (default: train)")
-    add(
-        "--label_column",
-        type=str,
-        default="auto",
-        help="column of the classes, null for none (default: label or class folders, if there are any)",
-    )
-    add("--image_column", type=str | None, default=None, help="default: the only one with images")
+    add("--out", required=True, help="folder for the latents: new, or to resume")
+    add("--split", default="train", help="of the data (default: train)")
+    labels = "column of the classes, null for none (default: label or class folders, if there are any)"
+    add("--label_column", default="auto", help=labels)
+    add("--image_column", help="column of the images (default: the only one with images)")
     add("--crop", type=Crop, default="dhariwal", help="to squares: dhariwal (default) or centre")
-    add(
-        "--flips",
-        type=Flips,
-        default="none",
-        help="none (default), stored: encode mirror images too, drawn: mirror the latents in training",
+    flips = "none (default), stored: also encode mirror images, drawn: mirror latents during training"
+    add("--flips", type=Flips, default="none", help=flips)
+    normalization = (
+        "of the networks' inputs: measured (default), or that of a recipe, a checkpoint or another folder of "
+        "latents; the only option that can change for a finished folder"
     )
-    add(
-        "--normalization",
-        type=str | None,
-        default=None,
-        help="what networks see: measured (default), or that of a recipe, a checkpoint or another folder "
-        "of latents; on a finished folder this is all that changes",
-    )
-    add("--shard_size", type=int, default=4096, help="images a shard (default: 4096)")
+    add("--normalization", help=normalization)
+    add("--shard_size", type=int, default=4096, help="images per shard (default: 4096)")
     add("--batch_size", type=int, default=32, help="images encoded together (default: 32)")
+    workers = min(4, available_cores())  # PyTorch warns of more workers than cores
     add(
         "--workers",
         type=int,
-        default=min(4, available_cores()),  # PyTorch warns of more than there are cores
-        help="processes that read images (default: 4, or the number of cores if fewer)",
+        default=workers,
+        help="processes that read images (default: 4, at most the cores)",
     )
-    add(
-        "--part",
-        type=str | None,
-        default=None,
-        help="2/8 for the second of 8 processes (default: torchrun's)",
-    )
-    add("--device", type=str, default="auto", help=f"{DEVICE_HELP}; under torchrun one GPU a process")
-    add(
-        "--on_bad_image",
-        type=Literal["error", "skip"],
-        default="error",
-        help="error (default), or skip images that cannot be read",
-    )
+    add("--part", help="2/8 for the second of 8 processes (default: torchrun's)")
+    add("--device", default="auto", help=f"{DEVICE_HELP}; under torchrun one GPU per process")
+    bad = "error (default), or skip images that cannot be read"
+    add("--on_bad_image", type=Literal["error", "skip"], default="error", help=bad)
     return parser
 
 
@@ -169,12 +151,12 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
 
 
 def _part(given: str | None) -> Position:
-    """Of --part, else of torchrun's variables."""
+    """The part given by --part, else by torchrun's variables."""
     if given is None:
         try:
             return launched()
         except InputError as error:
-            raise error.within("part").with_hint("--part=1/1 takes no notice of them") from None
+            raise error.within("part").with_hint("--part=1/1 ignores them") from None
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError("part", f"must be like 2/8, from 1/8 to 8/8, got {given!r}")
@@ -187,7 +169,7 @@ def _normalization(given: str | None) -> Normalization | Literal["measured"] | N
     if given in recipe_names():
         data = recipe(given).data
         if not isinstance(data, LatentsData) or data.mean is None or data.std is None:
-            raise InputError("normalization", f"the recipe {given} says none for latents")
+            raise InputError("normalization", f"the recipe {given} has none for latents")
         return Normalization(tuple(data.mean), tuple(data.std), f"recipe {given}")
     folder = Path(given)
     if folder.is_dir():
@@ -202,14 +184,14 @@ def _normalization(given: str | None) -> Normalization | Literal["measured"] | N
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Images a second, of late."""
+        """Images per second over the last 30 seconds."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.3g} images/s")
 
 
 @contextmanager
 def _progress(encoder: Encoder, part: Position) -> Iterator[Callable[[int], None]]:
-    """A bar of the images of this part, or without a terminal a line a minute."""
+    """Show progress over the images of this part: a bar, or without a terminal one line per minute."""
     total = sum(len(encoder.images(shard)) for shard in encoder.of_part(part))
     done = sum(len(encoder.images(shard)) for shard in encoder.finished(part))
     console = Console(stderr=True)
@@ -226,7 +208,7 @@ def _progress(encoder: Encoder, part: Position) -> Iterator[Callable[[int], None
         nonlocal encoded, shown
         encoded += count
         now = time.monotonic()
-        if now - shown > _SECONDS_A_LINE:
+        if now - shown > _SECONDS_PER_LINE:
             shown = now
             rate = encoded / (now - start)
             print(f"{done + encoded} of {total} images, {rate:.3g} images/s", file=sys.stderr, flush=True)
@@ -235,7 +217,7 @@ def _progress(encoder: Encoder, part: Position) -> Iterator[Callable[[int], None
 
 
 def _finished(encoder: Encoder, part: Position) -> str:
-    """How much of a part is there."""
+    """Number of finished shards of a part, in words."""
     where = "" if part.world_size == 1 else f" of part {part.rank + 1}/{part.world_size}"
     return f"{len(encoder.finished(part))} of {len(encoder.of_part(part))} shards{where} are finished"
 
@@ -244,8 +226,8 @@ def _show(info: LatentsInfo | None, encoder: Encoder, part: Position, out: Path)
     if info is None:
         missing = encoder.shards - len(encoder.finished())
         print(
-            f"{_finished(encoder, part)}; {missing} shards of other parts are not yet: {out / INFO_NAME} is "
-            "written by the part that finishes last, or by this command given again then"
+            f"{_finished(encoder, part)}; {missing} shards of other parts are missing: {out / INFO_NAME} is "
+            "written by the part that finishes last, or by running this command again"
         )
         return
     skipped = info.provenance["skipped"]
@@ -262,9 +244,12 @@ def _show(info: LatentsInfo | None, encoder: Encoder, part: Position, out: Path)
 
 
 def _warn_of_another_scale(spec: DataSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Say so if networks would see channels far from mean 0 and deviation 1."""
+    """Warn if networks would see channels far from mean 0 and standard deviation 1."""
     shift = max(abs(m - own) / scale for m, own, scale in zip(mean, spec.mean, spec.std, strict=True))
     ratios = [measured / own for measured, own in zip(std, spec.std, strict=True)]
     if shift > _FAR or max(ratios) > 1 + _FAR or min(ratios) < 1 / (1 + _FAR):
         means, stds = (", ".join(f"{number:.5g}" for number in numbers) for numbers in (mean, std))
-        print(f"these latents are of another scale: measured mean {means}; std {stds}", file=sys.stderr)
+        print(
+            f"these latents have another scale: measured mean {means}; std {stds}",
+            file=sys.stderr,
+        )

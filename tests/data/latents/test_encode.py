@@ -348,7 +348,7 @@ def test_parts_are_the_whole(
     folder = tmp_path / "parts"
     assert main(command(folder, vae, "--part=2/2")) == 0
     out = capsys.readouterr().out
-    assert "1 of 1 shards of part 2/2 are finished; 2 shards of other parts are not yet" in out
+    assert "1 of 1 shards of part 2/2 are finished; 2 shards of other parts are missing" in out
     assert not (folder / "latents.json").exists()
     with pytest.raises(InputError, match="holds no finished latents"):
         LatentDataset(folder)
@@ -470,7 +470,7 @@ def test_two_processes_with_the_same_part(
     error = capsys.readouterr().err
     assert error == (
         f"tvmatch: error: out: {folder} is in use: process {os.getpid()} on {socket.gethostname()} encodes "
-        "into it; give each process a --part of its own\n"
+        "into it; give each process its own --part\n"
         if refused
         else ""
     )
@@ -498,7 +498,7 @@ def test_two_first_starts_at_once(same: bool, encoder: MakeEncoder, tmp_path: Pa
         thread.join()
     errors = [result for result in results if isinstance(result, InputError)]
     assert len(errors) == (0 if same else 2)
-    assert all("was begun differently, flips" in str(error) for error in errors)
+    assert all("was begun with other settings, flips" in str(error) for error in errors)
     assert [path.name for path in (tmp_path / "latents").iterdir()] == ["encoding.json"]
 
 
@@ -525,7 +525,7 @@ def test_a_full_disk_leaves_finished_shards(
         assert main(command(folder, vae)) == 2
     error = capsys.readouterr().err
     assert error.startswith("tvmatch: error: out: ")
-    assert f"{os.strerror(errno.EFBIG)}; 1 of 3 shards are finished and stay; continue with: tvmatch" in error
+    assert f"{os.strerror(errno.EFBIG)}; 1 of 3 shards are finished; continue with: tvmatch" in error
     assert error.count("\n") == 1
     assert tree(folder) == before
     assert main(command(folder, vae)) == 0
@@ -755,7 +755,7 @@ def test_latents_that_are_not_finite_are_not_stored(photographs: ImageReader, tm
     network.quant_conv.bias.data[0] = torch.nan
     known = Normalization((0.0,) * 4, (1.0,) * 4, "recipe")
     broken = Encoder(photographs, Autoencoder(network, "broken"), tmp_path, options(), known)
-    with pytest.raises(InputError, match=r"broken gives numbers that are not finite, .* images 0 … 4"):
+    with pytest.raises(InputError, match=r"broken gives non-finite numbers .* images 0 … 4"):
         broken.encode(workers=0, on_bad_image="skip")
     assert broken.finished() == []
 
@@ -770,14 +770,16 @@ def test_other_options_are_refused(
     differing: dict[str, Any] = {"resolution": 32, "crop": "centre", "flips": "drawn", "shard_size": 25}
     differing |= {"batch_size": 6, "split": "train[:64]", "label_column": None}
     for name, value in differing.items():
-        with pytest.raises(InputError, match=rf"begun differently, {name} .* before, .* now; take another"):
+        with pytest.raises(
+            InputError, match=rf"begun with other settings, {name} .* before, .* now; use another"
+        ):
             encoder(copy, **{name: value})
     others = open_images(str(damaged), "train", label_column="label")
-    with pytest.raises(InputError, match="begun differently, data_fingerprint"):
+    with pytest.raises(InputError, match="begun with other settings, data_fingerprint"):
         Encoder(others, autoencoder, copy, options())
     network = tiny()
     network.decoder.conv_out.bias.data += 1
-    with pytest.raises(InputError, match="begun differently, autoencoder_fingerprint"):
+    with pytest.raises(InputError, match="begun with other settings, autoencoder_fingerprint"):
         Encoder(photographs, Autoencoder(network, "own"), copy, options())
     assert tree(copy) == before
 
@@ -820,7 +822,7 @@ def test_variables_of_another_launcher(
         (["--part=3/2"], "part: must be like 2/8, from 1/8 to 8/8, got '3/2'"),
         (["--part=half"], "part: must be like 2/8"),
         (["--normalization=nothing"], "normalization: must be measured, a recipe, or a folder of latents"),
-        (["--normalization=digits"], "normalization: the recipe digits says none for latents"),
+        (["--normalization=digits"], "normalization: the recipe digits has none for latents"),
         (["--data=no/such-data"], "data: no/such-data could not be read"),
         (["--data=/no/such/folder"], "data: /no/such/folder does not exist"),
         (["--split=test"], "split: "),
@@ -851,7 +853,7 @@ def test_foreign_folders_are_refused(
     vae: Path, tmp_path: Path, encoder: MakeEncoder, autoencoder: Autoencoder, photographs: ImageReader
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds something else \(mine\.txt\) and nothing is overwritten"):
+    with pytest.raises(InputError, match=r"holds other files \(mine\.txt\), which are not overwritten"):
         encoder(tmp_path)
     with pytest.raises(InputError, match=r"mine\.txt is a file"):
         encoder(tmp_path / "mine.txt")

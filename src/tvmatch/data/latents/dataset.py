@@ -1,7 +1,7 @@
-"""Images as an autoencoder encodes them: mean and deviation of its posterior, memory-mapped.
+"""Latents on disk as a data set: mean and standard deviation of the posterior of each image, memory-mapped.
 
-    FOLDER/latents.json              what the latents are (`LatentsInfo`)
-    FOLDER/shards/00000.arrow, …     Arrow streams of the columns mean, std (float32 bytes) and label
+    FOLDER/latents.json              `LatentsInfo`
+    FOLDER/shards/00000.arrow, …     Arrow streams with columns mean, std (float32 bytes) and label
 
 Shapes: B elements of a batch, C channels, (h, w) of a latent.
 """
@@ -32,18 +32,18 @@ Flips = Literal["none", "stored", "drawn"]
 
 
 class Posterior(NamedTuple):
-    """Mean and standard deviation of an autoencoder's posterior, raw latents of shape (B, C, h, w)."""
+    """Mean and standard deviation of an autoencoder's posterior, unscaled, of shape (B, C, h, w)."""
 
     mean: Tensor
     std: Tensor
 
     def sample(self, draws: RowDraws, rows: range) -> Tensor:
-        """mean + std ε with ε ~ N(0, I), drawn for the rows that these are."""
+        """mean + std ε with ε ~ N(0, I), one draw for each of B rows."""
         return self.mean + self.std * draws.normal("posterior", rows, self.mean.shape[1:])
 
 
 class Shard(NamedTuple):
-    """A file below the folder, and its number of rows."""
+    """Path of a shard relative to the folder, and its number of rows."""
 
     file: str
     rows: int
@@ -51,17 +51,17 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentsInfo:
-    """What a folder of latents holds.
+    """Description of a folder of latents.
 
     Attributes:
-        spec: shape, classes, autoencoder, and the normalisation to train with.
-        measured_mean: of the raw latents, a channel; None if it was not measured.
-        measured_std: likewise.
+        spec: shape, classes, autoencoder, and the normalisation for training.
+        measured_mean: mean of the unscaled latents per channel; None if it was not measured.
+        measured_std: standard deviation of the unscaled latents per channel; None if it was not measured.
         count: number of images.
-        flips: "stored": rows 2 i and 2 i + 1 are image i and its mirror image; "drawn": a latent is mirrored
-            itself, at random, in training; "none".
+        flips: "stored": rows 2 i and 2 i + 1 are image i and its mirror image; "drawn": latents are mirrored
+            at random during training; "none".
         shards: in the order of their rows.
-        provenance: data, split, crop, versions, …, for people.
+        provenance: data, split, crop, versions and so on, for people to read.
     """
 
     spec: DataSpec
@@ -83,11 +83,11 @@ class LatentsInfo:
 
     @property
     def rows(self) -> int:
-        """Of all shards together."""
+        """Number of rows of all shards."""
         return self.count * (2 if self.flips == "stored" else 1)
 
     def write(self, folder: Path) -> None:
-        """Write `latents.json`, whole or not at all."""
+        """Write `latents.json` atomically."""
         content = {"format": FORMAT, **asdict(self), "data": self.spec.describe()}
         del content["spec"]
         with replacing(folder / INFO_NAME) as unfinished:
@@ -95,10 +95,10 @@ class LatentsInfo:
 
     @classmethod
     def read(cls, folder: Path) -> "LatentsInfo":
-        """What `latents.json` of a folder says.
+        """Read `latents.json` of a folder.
 
         Raises:
-            InputError: if there is none, or it is not of this version.
+            InputError: it is missing, unreadable or of another version.
         """
         path = folder / INFO_NAME
         expect_no_lfs_pointer(path)
@@ -107,8 +107,8 @@ class LatentsInfo:
         except FileNotFoundError:
             raise InputError(
                 "data.latents",
-                f"{folder} holds no finished latents (no {INFO_NAME}); `tvmatch encode` makes "
-                "them, and finishes those of an interrupted run",
+                f"{folder} holds no finished latents (no {INFO_NAME}); `tvmatch encode` writes "
+                "them, or resumes an interrupted run",
             ) from None
         except (OSError, ValueError) as error:
             raise InputError("data.latents", f"{path} is not readable as JSON ({error})") from None
@@ -131,21 +131,21 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 
 
 class LatentDataset:
-    """Latents drawn from their posteriors: z = mean + std ε, with another ε at each training step.
+    """Latents drawn from their posteriors: z = mean + std ε with new noise ε at each training step.
 
-    Can be pickled, for data workers that are not forked.
+    Can be pickled for data workers.
 
     Args:
-        folder: made by `tvmatch encode`.
+        folder: written by `tvmatch encode`.
 
     Attributes:
-        info: what the folder holds.
+        info: content of latents.json.
         spec: shape, classes, normalisation and autoencoder.
-        findings: what there is, for people: a line on latents and classes, and one on classes without any.
+        findings: lines about the latents, the classes, and classes without latents.
 
     Raises:
-        InputError: if the folder is unfinished, has a label that is none of its classes, or a shard is
-            missing, damaged or of another length.
+        InputError: the folder is unfinished, has a label outside its classes, or a shard is missing, damaged
+            or of another length.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -170,12 +170,12 @@ class LatentDataset:
 
     @property
     def crop(self) -> str | None:
-        """How the images were cropped before they were encoded; None where the folder does not say."""
+        """How the images were cropped before encoding; None if the folder does not record it."""
         return self.info.provenance.get("crop")
 
     @property
     def class_counts(self) -> list[int] | None:
-        """Images of each class, mirror images counted where they are stored; None without labels."""
+        """Rows of each class, including stored mirror images; None without labels."""
         if self.spec.class_names is None:
             return None
         labels = torch.tensor(self._rows.data.column("label").to_numpy(), dtype=torch.int64, device="cpu")
@@ -220,17 +220,16 @@ class LatentDataset:
         return Posterior(self._tensor(rows["mean"]), self._tensor(rows["std"]))
 
     def _tensor(self, contents: list[bytes]) -> Tensor:
-        # A bytearray, because PyTorch warns of memory that it may not write to.
-        joined = bytearray().join(contents)
+        joined = bytearray().join(contents)  # a bytearray: PyTorch warns of read-only memory
         return torch.frombuffer(joined, dtype=torch.float32).view(-1, *self.spec.shape)
 
 
 def _open(folder: Path, shard: Shard, shape: tuple[int, ...]) -> datasets.Dataset:
-    """The rows of a shard of latents of this shape, memory-mapped."""
+    """The rows of a shard of latents of shape (C, h, w), memory-mapped."""
     path = folder / shard.file
     if not path.is_file():
         raise InputError(
-            "data.latents", f"{path} is missing; `tvmatch encode` with the same options makes it anew"
+            "data.latents", f"{path} is missing; `tvmatch encode` with the same options makes it again"
         )
     expect_no_lfs_pointer(path)
     try:

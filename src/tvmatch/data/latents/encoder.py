@@ -1,10 +1,10 @@
-"""Images to latents, shard by shard: by several processes, and in as many runs as it takes.
+"""Encode images as latents, in shards, with one or several processes; an interrupted run can be resumed.
 
-    FOLDER/encoding.json   what decides the latents, before the first shard (`encoding_settings`)
-    FOLDER/shards/…        see `shards`
-    FOLDER/latents.json    after the last shard (`latents`)
+    FOLDER/encoding.json   data, autoencoder and options, written before the first shard (`settings`)
+    FOLDER/shards/…        the latents (`shards`)
+    FOLDER/latents.json    description of all latents, written after the last shard (`dataset`)
 
-Shard k holds images k S … (k + 1) S − 1, where S is the shard size. What is in it follows from encoding.json.
+Shard k holds images k S … (k + 1) S − 1 for shard size S. Its content depends on nothing but encoding.json.
 
 Shapes: B images, C channels, (h, w) of a latent.
 """
@@ -39,11 +39,11 @@ from tvmatch.storage.locks import FolderLock
 
 MEASURED = "measured"
 _SKIPPED_RECORDED = 10
-_DOING = "encodes into it; give each process a --part of its own"
+_DOING = "encodes into it; give each process its own --part"
 
 
 class Normalization(NamedTuple):
-    """What networks see: (raw latent − mean) / std, a channel; and where these numbers come from."""
+    """Per channel, networks see (latent − mean) / std. `source` tells where the numbers come from."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -51,21 +51,21 @@ class Normalization(NamedTuple):
 
 
 class Encoder:
-    """Encodes a data set into a folder, or goes on with that.
+    """Encodes a data set into a folder, or resumes doing so.
 
     Args:
         source: the images.
-        autoencoder: to encode them with, on the device that shall do it.
+        autoencoder: on the device that encodes.
         folder: new, empty, or begun with the same data, autoencoder and options.
-        options: what decides the latents.
-        normalization: what latents.json shall say; by default what it says already, else mean and standard
-            deviation of these latents, which `MEASURED` asks for in any case.
+        options: settings that determine the latents.
+        normalization: to write to latents.json; by default the one already written there, else mean and
+            standard deviation of these latents. `MEASURED` always computes the latter.
 
     Attributes:
-        shards: how many there are going to be.
+        shards: number of shards.
 
     Raises:
-        InputError: if the folder holds something else or was begun differently, or the autoencoder does not
+        InputError: the folder holds other files or was begun with other settings, or the autoencoder does not
             fit the resolution or the normalisation.
     """
 
@@ -92,22 +92,21 @@ class Encoder:
         if options.flips == "stored" and _holds_latents(source):
             raise InputError(
                 "flips",
-                "must be none or drawn, got stored: this data set holds latents, not the images that "
-                "would have to be mirrored",
+                "must be none or drawn, got stored: this data set holds latents, and no images to mirror",
             )
         self._begun = begin(folder, options, source, autoencoder)
         self.shards = len(range(0, len(source), options.shard_size))
 
     def of_part(self, part: Position) -> range:
-        """The shards of a part: k ≡ rank modulo the number of parts."""
+        """The shards k of a part: k ≡ rank modulo the number of parts."""
         return range(part.rank, self.shards, part.world_size)
 
     def images(self, shard: int) -> range:
-        """Numbers of the images of a shard."""
+        """Indices of the images of a shard."""
         return range(len(self._source))[shard * self._options.shard_size :][: self._options.shard_size]
 
     def finished(self, part: Position = ALONE) -> list[int]:
-        """The shards of a part that are there, with all their rows."""
+        """The shards of a part that are complete."""
         return [shard for shard in self.of_part(part) if finished_shard(self._folder, shard) is not None]
 
     def encode(
@@ -118,19 +117,18 @@ class Encoder:
         on_bad_image: Literal["error", "skip"] = "error",
         on_images: Callable[[int], None] | None = None,
     ) -> None:
-        """Make the shards of a part that are not there.
+        """Write the missing shards of a part.
 
         Args:
-            part: which.
-            workers: processes that read images; 0 has this one read them.
-            on_bad_image: "skip" leaves out the images that cannot be read.
-            on_images: is told after each batch how many images it was of.
+            part: rank and number of parts.
+            workers: processes that read images; 0 reads them in this process.
+            on_bad_image: "skip" leaves out images that cannot be read.
+            on_images: called after each batch with its number of images.
 
         Raises:
-            InputError: for an image that cannot be read, unless it is left out; if another process makes the
-                same part, or all of them.
-            DataError: if a worker dies.
-            OSError: if a shard cannot be written; those before it are finished.
+            InputError: an image cannot be read and is not skipped, or another process encodes the same part.
+            DataError: a worker process ends unexpectedly.
+            OSError: a shard cannot be written; the shards before it are complete.
         """
         whole = part.world_size == 1
         name = f".part_{part.rank + 1}_of_{part.world_size}.lock"
@@ -160,13 +158,13 @@ class Encoder:
                             on_images(len(numbers))
 
     def finish(self) -> LatentsInfo | None:
-        """Write latents.json if all shards are there, whoever made them.
+        """Write latents.json if the shards of all parts are complete.
 
         Returns:
-            what was written; None if shards are missing.
+            The content of latents.json; None if shards are missing.
 
         Raises:
-            InputError: if no image could be read.
+            InputError: no image could be read.
         """
         reports: list[ShardReport] = []
         for shard in range(self.shards):
@@ -179,7 +177,7 @@ class Encoder:
         return info
 
     def _batches(self, shard: int) -> list[range]:
-        """Numbers of the images that are encoded together, which are never of two shards."""
+        """Indices of the images that are encoded together; a batch never spans two shards."""
         images, size = self.images(shard), self._options.batch_size
         return [images[first : first + size] for first in range(0, len(images), size)]
 
@@ -190,17 +188,20 @@ class Encoder:
         if batch.values is not None:
             copies = 2 if self._options.flips == "stored" else 1
             labels = [self._source.label(number) for number in batch.numbers for _ in range(copies)]
-            moments = self._posteriors(batch.values)
-            if not all(part.isfinite().all() for part in moments):
+            posterior = self._posterior(batch.values)
+            if not all(part.isfinite().all() for part in posterior):
                 raise InputError(
                     "autoencoder",
-                    f"{self._autoencoder.source} gives numbers that are not finite, for one of "
-                    f"the images {batch.numbers[0]} … {batch.numbers[-1]}",
+                    f"{self._autoencoder.source} gives non-finite numbers for one of the "
+                    f"images {batch.numbers[0]} … {batch.numbers[-1]}",
                 )
-            writer.write(moments, labels)
+            writer.write(posterior, labels)
 
-    def _posteriors(self, values: Tensor) -> Posterior:
-        """Of images uint8 (B, 3, H, W), with flips stored of image and mirror image in turn; or as stored."""
+    def _posterior(self, values: Tensor) -> Posterior:
+        """Posterior of images, uint8 (B, 3, H, W), or stored latents, float32 (B, 2C, h, w).
+
+        With `flips="stored"` rows 2 i and 2 i + 1 belong to image i and its mirror image.
+        """
         if values.dtype != torch.uint8:
             channels, height, width = self._shape
             if values.shape[1:] != (2 * channels, height, width):
@@ -211,10 +212,10 @@ class Encoder:
                 )
             return Posterior(values[:, :channels], values[:, channels:])
         images = values.to(self._autoencoder.device).float() / 255
-        moments = self._autoencoder.encode(images)
+        posterior = self._autoencoder.encode(images)
         if self._options.flips != "stored":
-            return moments
-        pairs = zip(moments, self._autoencoder.encode(images.flip(-1)), strict=True)
+            return posterior
+        pairs = zip(posterior, self._autoencoder.encode(images.flip(-1)), strict=True)
         return Posterior(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in pairs))
 
     def _info(self, reports: list[ShardReport]) -> LatentsInfo:
@@ -273,5 +274,5 @@ class Encoder:
 def _holds_latents(source: ImageReader) -> bool:
     try:
         return source.moments(0) is not None
-    except InputError:  # the first of them cannot be read, which `encode` tells of
+    except InputError:  # the first cannot be read, which `encode` reports
         return True

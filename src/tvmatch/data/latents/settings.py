@@ -1,4 +1,4 @@
-"""What decides the latents of a data set, written down before the first of them is made."""
+"""Settings that determine the latents of a data set, recorded in encoding.json before encoding starts."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -20,19 +20,19 @@ SETTINGS_NAME = "encoding.json"
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """What a user decides about the latents of a data set.
+    """Options that determine the latents of a data set.
 
     Attributes:
         data: path or name of the data set.
-        split: of it.
+        split: of the data set.
         label_column: column of the classes, None for none.
-        image_column: column of the images, None for the only one.
-        resolution: of the images, in pixels, a multiple of the autoencoder's down-sampling.
-        crop: how images become squares of that size.
-        flips: "none"; "stored" encodes each image and its mirror image; "drawn" has training mirror latents
-            instead, which is not quite the same.
-        shard_size: images a shard.
-        batch_size: images encoded together. Another one changes the last bits of the latents.
+        image_column: column of the images, None if only one holds images.
+        resolution: of the images in pixels, a multiple of the autoencoder's down-sampling factor.
+        crop: how images are cropped to squares.
+        flips: "none"; "stored" encodes each image and its mirror image; "drawn" mirrors latents during
+            training instead, which is an approximation.
+        shard_size: images per shard.
+        batch_size: images encoded together; changing it changes the last bits of the latents.
     """
 
     data: str
@@ -57,20 +57,20 @@ class EncodingOptions:
 def begin(
     folder: Path, options: EncodingOptions, source: ImageReader, autoencoder: Autoencoder
 ) -> dict[str, Any]:
-    """Write encoding.json, or compare the one that is there: data, autoencoder and options must be the same.
+    """Write encoding.json, or check that data, autoencoder and options equal those recorded there.
 
     Returns:
-        who began the folder with what, for people: where data and autoencoder were, versions.
+        Provenance of the folder when it was begun: paths of data and autoencoder, versions.
 
     Raises:
-        InputError: naming what differs, or if the folder holds something else.
+        InputError: settings differ (all are named), or the folder holds other files.
     """
     settings = asdict(options) | {
         "images": len(source),
         "data_fingerprint": source.fingerprint,
         "autoencoder_fingerprint": autoencoder.fingerprint,
     }
-    del settings["data"]  # its fingerprint tells whether it is the same
+    del settings["data"]  # compared by its fingerprint
     path = folder / SETTINGS_NAME
     if not path.exists():
         _check_empty(folder)
@@ -80,7 +80,7 @@ def begin(
             "versions": {name: _version(name) for name in ("tvmatch", "torch", "diffusers", "pillow")},
         }
         content = {"format": FORMAT, "settings": settings, "provenance": provenance}
-        with FolderLock(folder, ".begin.lock", wait=True):  # others may begin it at this moment
+        with FolderLock(folder, ".begin.lock", wait=True):  # against processes that begin it at the same time
             if not path.exists():
                 with replacing(path) as unfinished:
                     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -91,7 +91,7 @@ def begin(
             raise ValueError(f"the format is {content['format']!r}")
         before, provenance = dict(content["settings"]), dict(content["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("out", f"{path} is not of this version ({error})") from None
+        raise InputError("out", f"{path} cannot be read, or is of another version ({error})") from None
     different = [
         f"{name} {before.get(name)} before, {now} now"
         for name, now in settings.items()
@@ -100,14 +100,14 @@ def begin(
     if different:
         raise InputError(
             "out",
-            f"{folder} was begun differently, {'; '.join(different)}; take another folder or the same "
-            "options",
+            f"{folder} was begun with other settings, {'; '.join(different)}; use another folder or the "
+            "same options",
         )
     return provenance
 
 
 def _check_empty(folder: Path) -> None:
-    """Refuse a folder that holds anything but what another process may have begun at this moment."""
+    """Refuse a folder with files other than those of a process that begins it at the same time."""
     if folder.exists() and not folder.is_dir():
         raise InputError("out", f"{folder} is a file")
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
@@ -117,7 +117,7 @@ def _check_empty(folder: Path) -> None:
     if other:
         raise InputError(
             "out",
-            f"{folder} holds something else ({min(other)}) and nothing is overwritten; take a new folder",
+            f"{folder} holds other files ({min(other)}), which are not overwritten; use a new folder",
         )
 
 

@@ -1,9 +1,9 @@
-"""Shards of latents on disk, each with the sums for the statistics of all of them: whole or not at all.
+"""Shards of latents on disk, with the sums from which statistics of all latents are computed.
 
-    FOLDER/shards/00000.arrow   the rows, see `latents`
-    FOLDER/shards/00000.json    number of rows, length of the file, sums, images left out (`ShardReport`)
+    FOLDER/shards/00000.arrow   the rows (`dataset`)
+    FOLDER/shards/00000.json    `ShardReport`
 
-Shapes: B rows, C channels, (h, w) of a latent.
+A shard appears under its name once it is complete. Shapes: B rows, C channels, (h, w) of a latent.
 """
 
 import json
@@ -23,18 +23,17 @@ from tvmatch.data.running_moments import merge_means
 from tvmatch.storage.files import parse_json, replacing
 
 _SCHEMA = pa.schema([("mean", pa.binary()), ("std", pa.binary()), ("label", pa.int64())])
-# Of an Arrow record batch: few for a reader to look through, little to keep in memory.
-_BYTES_TOGETHER = 2**26
+_BYTES_TOGETHER = 2**26  # size of an Arrow record batch
 
 
 @dataclass(frozen=True)
 class ChannelSums:
-    """Mean and spread of the numbers of each channel, in float64, so that parts can be put together.
+    """Count, mean and sum of squared deviations per channel in float64, which can be merged.
 
     Attributes:
-        count: numbers a channel.
-        mean: their mean, a channel.
-        squares: Σ (number − mean)², a channel.
+        count: numbers per channel.
+        mean: per channel.
+        squares: Σ (number − mean)² per channel.
     """
 
     count: int
@@ -48,34 +47,34 @@ class ChannelSums:
             raise ValueError(f"not finite: {self}")
 
     @classmethod
-    def of(cls, moments: Posterior) -> "ChannelSums":
-        """Of latents z drawn from their posteriors, on average over the draws: Var z = Var mean + E std²."""
-        mean, std = (tensor.double().transpose(0, 1).flatten(1) for tensor in moments)
+    def of(cls, posterior: Posterior) -> "ChannelSums":
+        """Sums of latents z, in expectation over draws from their posterior: Var z = Var mean + E std²."""
+        mean, std = (tensor.double().transpose(0, 1).flatten(1) for tensor in posterior)
         centre = mean.mean(1)
         squares = (mean - centre[:, None]).square().sum(1) + std.square().sum(1)
         return cls(mean.shape[1], tuple(centre.tolist()), tuple(squares.tolist()))
 
     def plus(self, other: "ChannelSums") -> "ChannelSums":
-        """Of both parts together."""
+        """The sums of both sets of numbers together."""
         merged = merge_means(self.count, np.array(self.mean), other.count, np.array(other.mean))
         squares = np.array(self.squares) + np.array(other.squares) + merged.shift**2 * merged.weight
         return ChannelSums(merged.total, tuple(merged.mean.tolist()), tuple(squares.tolist()))
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation, a channel."""
+        """Standard deviation per channel."""
         return tuple(math.sqrt(squares / self.count) for squares in self.squares)
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a finished shard holds.
+    """Content of a complete shard.
 
     Attributes:
-        rows: how many.
+        rows: number of rows.
         length: of the file, in bytes.
-        sums: of the latents; None without rows.
-        skipped: what was wrong with the images that were left out.
+        sums: over the latents; None without rows.
+        skipped: for each image that was left out, its name and the reason.
     """
 
     rows: int
@@ -95,21 +94,21 @@ class ShardWriter:
         self.sums: ChannelSums | None = None
         self.skipped: list[str] = []
 
-    def write(self, moments: Posterior, labels: Iterable[int | None]) -> None:
-        """Add B rows with these posteriors (B, C, h, w) and class numbers."""
-        sums = ChannelSums.of(moments)
+    def write(self, posterior: Posterior, labels: Iterable[int | None]) -> None:
+        """Add B rows: mean and std of shape (B, C, h, w), and class numbers."""
+        sums = ChannelSums.of(posterior)
         self.sums = sums if self.sums is None else self.sums.plus(sums)
-        for name, tensor in zip(("mean", "std"), moments, strict=True):
+        for name, tensor in zip(("mean", "std"), posterior, strict=True):
             contents = [row.tobytes() for row in tensor.float().numpy().astype("<f4", copy=False)]
             self._columns[name] += contents
             self._waiting += sum(map(len, contents))
         self._columns["label"] += [NO_LABEL if label is None else label for label in labels]
-        self.rows += len(moments.mean)
+        self.rows += len(posterior.mean)
         if self._waiting >= _BYTES_TOGETHER:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write the collected rows to the file."""
         if self._waiting:
             self._stream.write_batch(pa.record_batch(self._columns, schema=_SCHEMA))
             self._columns = {name: [] for name in _SCHEMA.names}
@@ -117,19 +116,19 @@ class ShardWriter:
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard, below the folder."""
+    """Path of a shard relative to the folder."""
     return f"shards/{number:05d}.arrow"
 
 
 @contextmanager
 def new_shard(folder: Path, number: int) -> Iterator[ShardWriter]:
-    """Write a shard, which is there when the block ends without an exception.
+    """Write a shard; it appears under its name if the block ends without an exception.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: the shard cannot be written.
     """
     path = folder / shard_name(number)
-    for left_behind in path.parent.glob(f".{number:05d}.*.tmp"):  # of a process that was killed
+    for left_behind in path.parent.glob(f".{number:05d}.*.tmp"):  # by a process that was killed
         left_behind.unlink(missing_ok=True)
     with replacing(path) as unfinished:
         with unfinished.open("wb") as file:
@@ -146,29 +145,27 @@ def new_shard(folder: Path, number: int) -> Iterator[ShardWriter]:
 
 
 def _to_disk(file: Any) -> None:
-    """Before it gets its name: after a power failure a name might stand for a file without content."""
+    """Flush to the disk before renaming, so that no power failure leaves a named file without content."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def finished_shard(folder: Path, number: int) -> ShardReport | None:
-    """The report of a shard that is there with all its rows; None if it has to be made."""
+    """The report of a complete shard; None if the shard is missing or incomplete."""
     path = folder / shard_name(number)
     try:
         content = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
-        sums = content["sums"]
-        report = ShardReport(
-            rows=content["rows"],
-            length=content["length"],
-            sums=None
-            if sums is None
-            else ChannelSums(sums["count"], tuple(sums["mean"]), tuple(sums["squares"])),
-            skipped=tuple(content["skipped"]),
-        )
+        if content["sums"] is not None:
+            content["sums"] = ChannelSums(**{name: _tuple(value) for name, value in content["sums"].items()})
+        report = ShardReport(**{name: _tuple(value) for name, value in content.items()})
         if path.stat().st_size != report.length or (report.sums is None) != (report.rows == 0):
             return None
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
             rows = sum(batch.num_rows for batch in stream)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
         return None
     return report if rows == report.rows else None
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
