@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from tvmatch.data import DataSpec, Density, DensityData, DigitsData, TensorDataset, digits, epoch_indices
-from tvmatch.data.base import flip_at_random, mirrored_at_random
+from tvmatch.data.base import mirrored_at_random
 from tvmatch.errors import InputError
 from tvmatch.seeds import RowDraws, generator
 
@@ -369,9 +369,6 @@ def test_points_belong_to_their_row(name: str, cuts: set[int]) -> None:
 def test_coins_belong_to_their_row() -> None:
     whole = mirrored_at_random(range(900), 3, 1)
     assert torch.equal(mirrored_at_random(range(300, 700), 3, 1), whole[300:700])
-    images = numbered_images(900)
-    flipped = flip_at_random(images, range(900), 3, 1)
-    assert torch.equal(flip_at_random(images[300:700], range(300, 700), 3, 1), flipped[300:700])
 
 
 def test_checkerboard_is_uniform_on_its_eight_squares() -> None:

@@ -123,7 +123,7 @@ def test_a_result_that_cannot_be_sent() -> None:
 ENDS: dict[str, tuple[Callable[[], None], str]] = {
     "killed": (
         lambda: os.kill(os.getpid(), signal.SIGKILL),
-        "was killed by SIGKILL, perhaps for want of mem",
+        "was killed by SIGKILL, perhaps for lack of mem",
     ),
     "a limit": (lambda: os.kill(os.getpid(), signal.SIGXCPU), "was killed by SIGXCPU$"),
     "an exit": (lambda: os._exit(3), "has ended with exit code 3$"),

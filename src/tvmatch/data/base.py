@@ -1,4 +1,4 @@
-"""What every data set offers, and the order in which training sees its elements.
+"""The interface of data sets, and the order in which training sees their elements.
 
 Shapes: `B` elements of a batch, `C` channels, `H` rows, `W` columns.
 """
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         values: float32 of shape (B, *spec.shape); images lie in [0, 1].
         labels: int64 class numbers of shape (B,), or None for data without classes.
         embeddings: float32 (B, L, spec.embedding_size), or None for data without embeddings.
-        mask: bool (B, L), False for vectors that do not count; None if all do.
+        mask: bool (B, L), False for vectors to ignore; None if none is ignored.
     """
 
     values: Tensor
@@ -33,15 +33,15 @@ class Batch(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        """What the elements are conditioned on."""
+        """The condition of the elements, for the network."""
         return Condition(self.labels, embeddings=self.embeddings, mask=self.mask)
 
 
 class Dataset(Protocol):
-    """A source of batches whose every draw is a pure function of the arguments.
+    """A source of batches, each a pure function of the arguments.
 
-    Training step k asks for `batch(k, size, seed)` and nothing else, so a resumed run sees the same data
-    as an uninterrupted one without any saved state, and data workers may compute steps in any process.
+    Training step k calls `batch(k, size, seed)`. A resumed run therefore sees the same data as an
+    uninterrupted one without saved state, and any worker process can compute any step.
     """
 
     @property
@@ -57,19 +57,18 @@ class Dataset(Protocol):
         """`count` distinct random elements, without augmentation, for evaluation.
 
         Raises:
-            InputError: if `count` < 1, or more than there are.
+            InputError: `count` is less than 1 or exceeds the number of elements.
         """
         ...
 
 
 def checked_batch(batch: Batch | tuple[Tensor, Tensor | None], dataset: Dataset, size: int) -> Batch:
-    """What a data set gave for a training step, if it is what `Batch` and the data set's `spec` say.
+    """Check that the batch of a training step is a `Batch` that fits the data set's `spec`.
 
-    A batch may be shorter than `size`, as the last of an epoch is in other people's loops. Values are not
-    searched for what is not finite.
+    A batch may be shorter than `size`, like the last one of an epoch. Values may be non-finite.
 
     Raises:
-        InputError: naming the data set, otherwise.
+        InputError: it does not; names the data set.
     """
     spec, name = dataset.spec, f"{type(dataset).__name__}.batch"
     try:
@@ -139,17 +138,16 @@ def _epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 def epoch_indices(length: int, step: int, size: int, seed: int) -> Tensor:
-    """Which elements training step `step` uses: every element exactly once an epoch.
+    """Indices of the elements of training step `step`; each epoch contains every element exactly once.
 
-    Sample number n = step · size + i (i = 0 … size − 1) is element number n mod length of the permutation
-    that belongs to (seed, epoch n // length). A batch may reach into the next epoch and may be larger than
-    the data set.
+    Sample n = step · size + i (i = 0 … size − 1) is element n mod length of the permutation of
+    (seed, epoch n // length). A batch may span epochs and may be larger than the data set.
 
     Returns:
         int64 tensor of shape (size,) with values in 0 … length − 1.
 
     Raises:
-        ValueError: if `length` or `size` is less than 1, or `step` is negative.
+        ValueError: `length` or `size` is less than 1, or `step` is negative.
     """
     if length < 1 or size < 1 or step < 0:
         raise ValueError(f"need length >= 1, size >= 1 and step >= 0, got {length}, {size} and {step}")
@@ -162,10 +160,10 @@ def epoch_indices(length: int, step: int, size: int, seed: int) -> Tensor:
 
 
 def distinct_indices(length: int, count: int, seed: int) -> Tensor:
-    """`count` different element numbers, int64 of shape (count,), in random order.
+    """`count` distinct indices, int64 of shape (count,), in random order.
 
     Raises:
-        InputError: if `count` is not within 1 … length.
+        InputError: `count` is not within 1 … length.
     """
     if not 1 <= count <= length:
         raise InputError("count", f"{count} elements were asked for, the data set has {length}")
@@ -173,28 +171,15 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
 
 
 def mirrored_at_random(rows: range, step: int, seed: int) -> Tensor:
-    """Which images to mirror, each with probability 1/2: bool (len(rows),), drawn for (seed, step, row)."""
+    """Whether to mirror each image, with probability 1/2: bool (len(rows),), drawn for (seed, step, row)."""
     return RowDraws(seed, "step", step).uniform("flip", rows) < 0.5
 
 
-def flip_at_random(images: Tensor, rows: range, step: int, seed: int) -> Tensor:
-    """Mirror each image left to right with probability 1/2, drawn for (seed, step, row).
-
-    Args:
-        images: (len(rows), C, H, W).
-        rows: which rows of the step's batch they are.
-        step: from 0.
-        seed: of the run.
-    """
-    mirrored = mirrored_at_random(rows, step, seed)
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-
-
 class StoredDataset(ABC):
-    """`batch` and `take` of a data set with numbered elements; a subclass says how to read them.
+    """`batch` and `take` for data sets with indexed elements; a subclass reads the elements.
 
     Args:
-        spec: what the elements are.
+        spec: of the elements.
         horizontal_flip: mirror each training image with probability 1/2.
     """
 
@@ -208,14 +193,15 @@ class StoredDataset(ABC):
 
     @abstractmethod
     def _select(self, indices: Tensor) -> Batch:
-        """The elements of these numbers, unmirrored."""
+        """The elements of these indices, not mirrored."""
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
-        """The elements of training step `step`, mirrored at random if asked; see `Dataset.batch`."""
+        """The elements of training step `step`, mirrored at random if configured; see `Dataset.batch`."""
         batch = self._select(epoch_indices(len(self), step, size, seed))
         if not self._horizontal_flip:
             return batch
-        return batch._replace(values=flip_at_random(batch.values, range(size), step, seed))
+        mirrored = mirrored_at_random(range(size), step, seed).view(-1, 1, 1, 1)
+        return batch._replace(values=torch.where(mirrored, batch.values.flip(-1), batch.values))
 
     def take(self, count: int, seed: int) -> Batch:
         """`count` distinct random elements, never mirrored; see `Dataset.take`."""

@@ -1,4 +1,4 @@
-"""The data sets as typed options: the fields are the command line's `--data.*`."""
+"""Options of the data sets; the fields are the command line's `--data.*`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,8 +19,8 @@ class DigitsData:
     """scikit-learn's bundled handwritten digits, 8×8 grey, ten classes.
 
     Attributes:
-        split: part to train on. "train" is 1,437 digits, measured against the 360 held-out ones. "fit" is
-            1,077 of them, measured against the other 360, for choosing hyper-parameters.
+        split: part to train on. "train" has 1,437 digits and is evaluated on the 360 held-out ones. "fit"
+            has 1,077 of them and is evaluated on the other 360, for choosing hyper-parameters.
     """
 
     split: Literal["train", "fit"] = "train"
@@ -32,7 +32,7 @@ class DigitsData:
 
 @dataclass(frozen=True)
 class DensityData:
-    """A distribution in the plane, drawn afresh for every batch.
+    """A distribution in the plane; every batch is a new draw.
 
     Attributes:
         name: "checkerboard", "moons" or "gaussians".
@@ -47,29 +47,29 @@ class DensityData:
 
 @dataclass(frozen=True)
 class ImagesData:
-    """Images from a folder, ImageNet's own layout, a ZIP, Parquet or Arrow files, or the Hugging Face Hub.
+    """Images from a folder, ImageNet, a ZIP, Parquet or Arrow files, or the Hugging Face Hub.
 
-    The images are decoded, centre-cropped and resized once, and kept as bytes in the cache folder of
-    Hugging Face `datasets` (environment variable HF_HOME), where a second run with these options finds them.
+    The images are decoded, cropped and resized once, and cached as bytes in the cache folder of Hugging Face
+    `datasets` (environment variable HF_HOME).
 
     Attributes:
         path: a folder of images (class folders allowed), a .parquet or .arrow file, a folder of such files,
-            ImageNet as it is distributed (the folder that holds ILSVRC, or train and val), a .zip of images
-            or a folder with a dataset.json, or the name of a data set on the Hub.
-        split: which split to use. Folders or files named train, validation and test are splits; without any
-            all is "train". Slices like "train[:1000]" are allowed.
-        resolution: size in pixels, one number for squares or [height, width]. An image is cropped about its
-            centre to this shape and resized with an antialiasing filter.
-        crop: "centre" keeps all of the image that the proportions allow; "dhariwal" is how ImageNet is
-            cropped for generative models (arXiv 2105.05233), for squares only.
+            ImageNet (the folder with ILSVRC, or with train and val), a .zip of images or a folder with a
+            dataset.json, or the name of a data set on the Hub.
+        split: split to use. Folders or files named train, validation and test are splits; without them the
+            whole data set is "train". Slices like "train[:1000]" are allowed.
+        resolution: size in pixels, one number for squares or [height, width]. Images are cropped about their
+            centre to these proportions and resized with an antialiasing filter.
+        crop: "centre" keeps the largest part of these proportions; "dhariwal" is the usual crop of ImageNet
+            for generative models (arXiv 2105.05233), for squares only.
         channels: 3 for RGB, 1 for greyscale.
-        image_column: column that holds the images; by default the only one that does.
-        label_column: column that holds the classes (names or numbers from 0), "label" for class folders,
-            ImageNet and dataset.json, "auto" for that if there are any classes; by default none, which trains
-            without classes.
+        image_column: column of the images; by default the only column with images.
+        label_column: column of the classes (names, or numbers from 0); "label" for class folders, ImageNet
+            and dataset.json; "auto" for "label" if there are classes; by default none, for training without
+            classes.
         horizontal_flip: mirror each training image with probability 1/2.
-        on_bad_image: "error" stops at an image that cannot be read and names it; "skip" leaves such images
-            out and counts them.
+        on_bad_image: "error" stops at an image that cannot be read; "skip" leaves such images out and counts
+            them.
         workers: processes that decode the images.
     """
 
@@ -86,18 +86,18 @@ class ImagesData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a prepared image, (channels, height, width)."""
+        """(channels, height, width) of a prepared image."""
         size = self.resolution
         return (self.channels, size, size) if isinstance(size, int) else (self.channels, *size)
 
     def load(self) -> "ImageDataset":
-        """Open the images, preparing them first if the cache does not hold them yet.
+        """Open the images; prepare them first if they are not in the cache.
 
         Raises:
-            InputError: the data are missing, empty or unreadable, lack a column, hold a bad image or label,
-                or an option is out of range.
+            InputError: the data are missing, empty or unreadable, lack a column, have an unreadable image or
+                a wrong label, or an option is out of range.
         """
-        # Here, because `datasets` takes a second to import
+        # Imported here because `datasets` takes a second to import
         from tvmatch.data.images.dataset import load_images
 
         return load_images(**vars(self))
@@ -105,19 +105,19 @@ class ImagesData:
 
 @dataclass(frozen=True)
 class LatentsData:
-    """Latents of images, made by `tvmatch encode`.
+    """Latents of images, written by `tvmatch encode`.
 
-    All but the folder says what a recipe expects of it. A folder of another shape, number of classes or
-    normalisation is refused, since training would give a model of something else without a word.
+    The other options state what a recipe expects; a folder with another shape, number of classes or
+    normalisation is refused.
 
     Attributes:
         latents: the folder.
-        shape: of a latent, [C, h, w]; null takes any.
-        class_count: number of classes, 0 for none; null takes any.
-        mean: of the normalisation, a channel, to five digits at least; null takes the folder's.
-        std: likewise.
-        autoencoder: a folder or the name on the Hub to load the autoencoder from, for pictures of samples;
-            null takes the one that the folder names. Its weights must be those that encoded the images.
+        shape: of a latent, [C, h, w]; null accepts any.
+        class_count: number of classes, 0 for none; null accepts any.
+        mean: of the normalisation, per channel, to at least five digits; null accepts the folder's.
+        std: of the normalisation, per channel, to at least five digits; null accepts the folder's.
+        autoencoder: folder or name on the Hub of the autoencoder, for pictures of samples; null uses the
+            one recorded in the folder. It must have the weights that encoded the images.
     """
 
     latents: str
@@ -131,11 +131,11 @@ class LatentsData:
         """Open the latents.
 
         Raises:
-            InputError: they are missing, unfinished or damaged, or not what is expected of them.
+            InputError: they are missing, unfinished or damaged, or differ from the expected options.
         """
         if not self.latents:
-            raise InputError("data.latents", "give the folder that `tvmatch encode` made")
-        # Here, because `datasets` takes a second to import
+            raise InputError("data.latents", "give the folder that `tvmatch encode` wrote")
+        # Imported here because `datasets` takes a second to import
         from tvmatch.data.latents.dataset import LatentDataset
 
         dataset = LatentDataset(self.latents)
@@ -156,11 +156,11 @@ class LatentsData:
                 raise InputError(
                     f"data.{name}",
                     f"{list(expected)} is expected, {self.latents} has {list(stored)}; "
-                    "`tvmatch encode` with another --normalization changes that without encoding again, "
-                    f"and data.{name}=null takes what is stored",
+                    "`tvmatch encode` with another --normalization changes it without encoding again, "
+                    f"and data.{name}=null accepts it",
                 )
         return dataset
 
 
 DATA_KINDS = {"digits": DigitsData, "density": DensityData, "images": ImagesData, "latents": LatentsData}
-"""The dataclasses by the names that files and the command line know them by, `data.kind`."""
+"""The dataclasses by their names in files and on the command line, `data.kind`."""

@@ -1,4 +1,4 @@
-"""Distributions in the plane to draw from without end: `checkerboard`, `moons`, `gaussians`."""
+"""Distributions in the plane: `checkerboard`, `moons`, `gaussians`."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tvmatch.seeds import RowDraws, in_whole_blocks
 
 DensityName = Literal["checkerboard", "moons", "gaussians"]
 
-MOON_SCALE = 4 / 3  # stretches the two unit half circles, three radii wide together, to [−2, 2]
+MOON_SCALE = 4 / 3  # maps the two unit half circles, together three radii wide, to [−2, 2]
 MOON_NOISE = 0.1
 RING_RADIUS = 1.5
 RING_STD = 0.1
@@ -22,9 +22,9 @@ RING_MODES = 8
 
 
 def _checkerboard(draws: RowDraws, rows: range) -> Tensor:
-    """Uniform on the eight unit squares of [−2, 2)² whose column and row number have an even sum."""
+    """Uniform on the eight unit squares of [−2, 2)² with an even sum of column and row number."""
     x, y, upper = draws.uniform("checkerboard", rows, (3,)).unbind(1)
-    grid = 2.0**22  # float32 holds its multiples in [−2, 2) exactly, so none is rounded into the next square
+    grid = 2.0**22  # multiples of 1 / grid are exact in float32, so none is rounded into the next square
     x, y = (4 * grid * x).floor() / grid - 2, (grid * y).floor() / grid
     row = 2 * (2 * upper).floor() - 2  # the lower or the upper square of the column
     return torch.stack([x, y + row + x.floor() % 2], dim=1)
@@ -33,8 +33,8 @@ def _checkerboard(draws: RowDraws, rows: range) -> Tensor:
 def _moons(draws: RowDraws, rows: range) -> Tensor:
     """Two interleaving half circles, one centred in the other's opening, with Gaussian noise.
 
-    The outer is (cos a, sin a) and the inner (1 − cos a, 1/2 − sin a) with a uniform on [0, π]. They are
-    moved so that (1/2, 1/4), the point about which they are symmetric, is the origin.
+    The outer is (cos a, sin a) and the inner (1 − cos a, 1/2 − sin a) with a uniform on [0, π]. Their centre
+    of symmetry (1/2, 1/4) is shifted to the origin.
     """
     angle, side = draws.uniform("moons", rows, (2,)).unbind(1)
     angle = math.pi * angle
@@ -74,17 +74,17 @@ _DENSITIES: dict[str, _Density] = {
 
 
 class Density:
-    """A two-dimensional distribution; every batch is drawn afresh. Unconditional.
+    """A two-dimensional distribution without classes; every batch is a new draw.
 
-    The points have mean 0 and coordinates of order one; `spec.std` holds the exact standard deviations, so
-    that the network sees unit variance.
+    The points have mean 0 and coordinates of order one; `spec.std` is the exact standard deviation, so the
+    network sees unit variance.
 
     Args:
         name: "checkerboard" (eight unit squares of [−2, 2]²), "moons" (two noisy half circles within about
             [−2, 2] × [−1, 1]) or "gaussians" (a ring of eight, radius 1.5, standard deviation 0.1).
 
     Raises:
-        InputError: for another name.
+        InputError: the name is unknown.
     """
 
     def __init__(self, name: DensityName) -> None:
@@ -95,19 +95,19 @@ class Density:
         self.spec = DataSpec(kind="points", shape=(2,), class_names=None, mean=(0.0, 0.0), std=std)
 
     def draw(self, draws: RowDraws, rows: range) -> Tensor:
-        """Independent points, float32 of shape (len(rows), 2), each a function of its row alone.
+        """Independent points, float32 of shape (len(rows), 2); each depends on its row alone.
 
         Raises:
-            InputError: if there are no rows.
+            InputError: `rows` is empty.
         """
         if not rows:
             raise InputError("count", f"must be at least 1, got {len(rows)}")
         return in_whole_blocks(lambda block: self._draw(draws, block).to(torch.float32), rows)
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
-        """`size` points, each of which belongs to (seed, step, row)."""
+        """`size` points, each drawn for (seed, step, row)."""
         return Batch(self.draw(RowDraws(seed, "step", step), range(size)), None)
 
     def take(self, count: int, seed: int) -> Batch:
-        """`count` points that belong to `seed`, independent of every training batch."""
+        """`count` points drawn for `seed`, independent of all training batches."""
         return Batch(self.draw(RowDraws(seed, "take"), range(count)), None)

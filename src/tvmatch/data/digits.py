@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits of 8×8 pixels, in fixed parts."""
+"""scikit-learn's 1,797 handwritten digits of 8×8 pixels, in fixed parts."""
 
 from functools import cache
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tvmatch.data.tensors import TensorDataset
 from tvmatch.errors import InputError
 
-MEAN, STD = 0.305, 0.376  # of the training pixels; one pair for all splits, so that models fit all of them
+MEAN, STD = 0.305, 0.376  # of the training pixels; the same for all parts
 DigitsSplit = Literal["train", "held_out", "fit", "validation"]
 
 
@@ -18,14 +18,14 @@ DigitsSplit = Literal["train", "held_out", "fit", "validation"]
 def digits(split: DigitsSplit) -> TensorDataset:
     """One part of the digits: grey images of shape (1, 8, 8) in [0, 1], classes "0" … "9".
 
-    Every part holds the ten digits in the same proportion, and is the same on every machine.
+    Every part has the ten digits in the same proportions, and is the same on every machine.
 
     Args:
-        split: "train" (1,437) and "held_out" (360, never to be trained on) make up the whole; "fit" (1,077)
-            and "validation" (360) make up "train" and serve to choose hyper-parameters.
+        split: the digits consist of "train" (1,437) and "held_out" (360, for evaluation only); "train"
+            consists of "fit" (1,077) and "validation" (360), for choosing hyper-parameters.
 
     Raises:
-        InputError: for another name.
+        InputError: the name is unknown.
     """
     if split not in get_args(DigitsSplit):
         raise InputError("split", f"must be one of {', '.join(get_args(DigitsSplit))}, got {split!r}")
@@ -45,7 +45,7 @@ def digits(split: DigitsSplit) -> TensorDataset:
 
 
 def _parts(labels: NDArray[np.int64]) -> dict[DigitsSplit, NDArray[np.int64]]:
-    """Element numbers of every part."""
+    """Indices of the elements of every part."""
     from sklearn.model_selection import train_test_split
 
     def divided(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""What was found in a data set, and what was left out and why: for people to read."""
+"""What was found in a data set, what was left out and why, as text for users."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-_SHOWN = 8  # names in a line
+_SHOWN = 8  # names per line
 
 
 class LeftOut(dict[str, tuple[int, str]]):
-    """How many files or folders are left out, and the first of them, by the reason."""
+    """For each reason, how many files or folders are left out, and the first of them."""
 
     def add(self, reason: str, name: str) -> None:
-        """Count one more."""
+        """Count another file or folder."""
         count, first = self.get(reason, (0, name))
         self[reason] = (count + 1, first)
 
     def described(self) -> str:
-        """In words: ".heic files: 12 (cats/0.heic, …), hidden files and folders: 1 (.DS_Store)"."""
+        """As text: ".heic files: 12 (cats/0.heic, …), hidden files and folders: 1 (.DS_Store)"."""
         return ", ".join(
             f"{reason}: {count} ({printable(first)}{', …' if count > 1 else ''})"
             for reason, (count, first) in self.items()
@@ -27,12 +27,12 @@ class LeftOut(dict[str, tuple[int, str]]):
 
 @dataclass(frozen=True)
 class Notes:
-    """What there is to say about the files of a data set.
+    """Notes on the files of a data set.
 
     Attributes:
-        left_out: what is none of its images.
-        why_none: why there are no labels, "" if there are some.
-        problem: what is wrong with the labels, to be raised for those who want them.
+        left_out: files and folders that are not used.
+        why_none: why there are no labels, "" if there are labels.
+        problem: what is wrong with the labels, an error if labels are requested; "" if nothing.
     """
 
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -41,7 +41,7 @@ class Notes:
 
 
 def printable(name: str) -> str:
-    """A file's name for messages, which are one line."""
+    """A file name for messages of one line: escaped if it has unprintable characters."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
@@ -55,16 +55,16 @@ def lines_of_findings(
     why_none: str = "",
     unit: str = "images",
 ) -> tuple[str, ...]:
-    """A line on images and classes; where there is need, one on empty classes and one on what was left out.
+    """A line about images and classes; if needed, one about empty classes and one about files left out.
 
     Args:
         where: path and split.
         count: number of images.
-        class_names: in the order of the class numbers, or None without classes.
-        labels: a class number each, or None.
+        class_names: in the order of the class numbers, None without classes.
+        labels: class number of each image, None without classes.
         notes: on the files.
-        why_none: why there are no classes, if they were looked for.
-        unit: what the elements are.
+        why_none: why there are no classes, if the user left the choice open.
+        unit: noun for the elements.
     """
     notes = notes or Notes()
     lines = [f"{where}: {count:,} {unit}, {_classes(class_names, why_none)}"]

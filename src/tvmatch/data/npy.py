@@ -1,4 +1,4 @@
-"""Arrays in NPY files inside data sets: pixels, or the mean and standard deviation of latents.
+"""Arrays in NPY files of data sets: pixels, or mean and standard deviation of latents.
 
 Shapes: `C` channels, `H`, `W` rows and columns of pixels, `h`, `w` of latents.
 """
@@ -17,17 +17,17 @@ _MAGIC = b"\x93NUMPY"
 
 
 def is_npy(content: bytes) -> bool:
-    """Whether these bytes begin like an NPY file."""
+    """Whether these bytes are the start of an NPY file."""
     return content.startswith(_MAGIC)
 
 
 def latents_shape(content: bytes) -> tuple[int, ...] | None:
-    """The shape of an array that is floating-point and so latents; None for anything else."""
+    """The shape of a floating-point array, which holds latents; None for anything else."""
     if not is_npy(content):
         return None
     try:
         shape, dtype, _ = read_header(io.BytesIO(content))
-    except Exception:  # ValueError, and what Python's tokenizer raises for a damaged header
+    except Exception:  # ValueError, or an error of Python's tokenizer for a damaged header
         return None
     return shape if dtype.kind == "f" else None
 
@@ -35,13 +35,13 @@ def latents_shape(content: bytes) -> tuple[int, ...] | None:
 def pixels_of_npy(content: bytes) -> NDArray[np.uint8]:
     """The pixels in an NPY file of uint8 (C, H, W), (H, W, C) or (H, W), with C = 1 or 3.
 
-    A shape that could be either, like (3, 8, 3), is taken as (C, H, W).
+    An ambiguous shape like (3, 8, 3) is read as (C, H, W).
 
     Returns:
         uint8 of shape (H, W, 3), or (H, W) for grey.
 
     Raises:
-        InputError: for floating-point numbers, which are latents.
+        InputError: the array is floating-point, so it holds latents.
         ValueError: another type or shape, or a damaged file.
     """
     pixels = _read(content)
@@ -64,10 +64,10 @@ def pixels_of_npy(content: bytes) -> NDArray[np.uint8]:
 
 
 def moments_of_npy(content: bytes) -> NDArray[np.float32]:
-    """The posterior's mean (first half of the channels) and standard deviation, raw, float32 (2C, h, w).
+    """Mean (first half of the channels) and standard deviation of a posterior, float32 (2C, h, w).
 
     Raises:
-        ValueError: another type or shape, numbers that cannot be a mean or deviation, or a damaged file.
+        ValueError: another type or shape, non-finite numbers, a negative deviation, or a damaged file.
     """
     array = _read(content)
     if array.dtype.kind != "f" or array.ndim != 3 or array.shape[0] % 2 or array.size == 0:
@@ -85,7 +85,7 @@ def moments_of_npy(content: bytes) -> NDArray[np.float32]:
 
 
 class NpyHeader(NamedTuple):
-    """What an array in an NPY file claims to be; `by_columns` is NumPy's Fortran order."""
+    """Header of an NPY file; `by_columns` is NumPy's Fortran order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -93,11 +93,11 @@ class NpyHeader(NamedTuple):
 
 
 def read_header(file: IO[bytes]) -> NpyHeader:
-    """The header of an NPY file; leaves `file` at the first number.
+    """Read the header of an NPY file; leaves `file` at the start of the data.
 
     Raises:
-        ValueError: for another version or a negative length. A damaged header raises whatever Python's
-            tokenizer does.
+        ValueError: another version, or a negative length.
+        Exception: of Python's tokenizer, for a damaged header.
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -105,17 +105,14 @@ def read_header(file: IO[bytes]) -> NpyHeader:
     elif version == (2, 0):
         shape, by_columns, dtype = np.lib.format.read_array_header_2_0(file)
     else:
-        raise ValueError(f"NPY version {version[0]}.{version[1]} is not supported")  # is for names of columns
+        raise ValueError(f"NPY version {version[0]}.{version[1]} is not supported")
     if min(shape, default=0) < 0:
-        raise ValueError(f"an array of {dtype} {shape} cannot be")
+        raise ValueError(f"an array of {dtype} {shape} is impossible")
     return NpyHeader(shape, dtype, by_columns)
 
 
 def _read(content: bytes) -> NDArray[Any]:
-    """The array, after a check that the file holds as many bytes as its header claims.
-
-    `numpy.load` would allocate what is claimed before it reads.
-    """
+    """The array, after a check of the claimed size, which `numpy.load` would allocate."""
     file = io.BytesIO(content)
     shape, dtype, by_columns = read_header(file)
     if dtype.kind not in "biuf":

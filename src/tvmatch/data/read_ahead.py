@@ -1,9 +1,8 @@
-"""Reading ahead in processes of its own: results in order, every failure told, no process left behind.
+"""Read items ahead in worker processes: results in order, every failure reported, no process left behind.
 
-PyTorch's `DataLoader` is not used. With it, a process that dies makes an exception appear anywhere in this
-one, in the middle of an optimiser step too; an error or a batch that cannot be pickled is waited for without
-end; and processes may live on after their parent was killed. Here each process has a pipe of its own, and its
-state is looked at when its answer is due.
+PyTorch's `DataLoader` is not used: there, a dying process raises an exception anywhere in this one, even in
+an optimiser step; an error or batch that cannot be pickled blocks forever; and processes may outlive a
+killed parent. Here each process has its own pipe, and its state is checked when its answer is due.
 """
 
 import atexit
@@ -27,13 +26,13 @@ import torch.multiprocessing  # teaches ForkingPickler to pass tensors in shared
 
 from tvmatch.errors import DataError, InputError
 
-_AHEAD = 2  # items that are asked of a process beyond the one that is waited for
-_LOOK = 0.2  # seconds between two looks at `stopped`
-_GRACE = 1.0  # seconds to end by itself
+_AHEAD = 2  # items requested from a process in advance
+_POLL = 0.2  # seconds between two calls of `stopped`
+_GRACE = 1.0  # seconds for a process to exit
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HINTS = {
-    "SIGKILL": "perhaps for want of memory",
-    "SIGBUS": "perhaps for want of shared memory, /dev/shm",
+    "SIGKILL": "perhaps for lack of memory",
+    "SIGBUS": "perhaps for lack of shared memory, /dev/shm",
 }
 
 Item = TypeVar("Item")
@@ -48,17 +47,17 @@ def read_ahead(
     *,
     stopped: Callable[[], object] = bool,
 ) -> Iterator[Iterator[Result]]:
-    """`read` of each item in their order, computed ahead by other processes while the context lasts.
+    """Iterate over `read(item)` in the order of the items, computed ahead by worker processes.
 
     Args:
-        read: a function of an item alone. Processes that are not forked get it pickled.
-        items: what to read.
-        workers: processes, which ignore SIGINT and SIGTERM; 0 reads in this one.
-        stopped: asked while this process waits for another; true ends the results early.
+        read: a function of the item alone. Processes that are not forked receive it pickled.
+        items: to read.
+        workers: number of processes, which ignore SIGINT and SIGTERM; 0 reads in this process.
+        stopped: called while waiting for a process; the iteration ends early if it returns a true value.
 
     Raises:
-        InputError: as `read` raises it.
-        DataError: for every other error of `read`, which it quotes, or if a process ends.
+        InputError: `read` raises it.
+        DataError: `read` raises another error, which is quoted, or a process ends.
     """
     if workers < 1:
         yield map(partial(read_here, read), items)
@@ -77,7 +76,7 @@ def read_ahead(
 
 
 def read_here(read: Callable[[Item], Result], item: Item) -> Result:
-    """`read(item)` in this process, with the errors of `read_ahead`."""
+    """`read(item)` in this process, with the exceptions of `read_ahead`."""
     try:
         return read(item)
     except InputError:
@@ -87,13 +86,13 @@ def read_here(read: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _in_order(workers: "list[_Worker]", count: int, stopped: Callable[[], object]) -> Iterator[Any]:
-    """Item k is asked of process k mod W."""
+    """Item k is read by process k mod W."""
     ahead = _AHEAD * len(workers)
     for number in range(min(ahead, count)):
         workers[number % len(workers)].ask(number)
     for number in range(count):
         worker = workers[number % len(workers)]
-        while not worker.ready(_LOOK):
+        while not worker.ready(_POLL):
             if stopped():
                 return
         result = worker.answer()
@@ -103,7 +102,7 @@ def _in_order(workers: "list[_Worker]", count: int, stopped: Callable[[], object
 
 
 def _dismiss(workers: "list[_Worker]") -> None:
-    """Let the processes end by themselves."""
+    """Ask the processes to exit."""
     for worker in workers:
         worker.ask(None)
     deadline = time.monotonic() + _GRACE
@@ -112,23 +111,23 @@ def _dismiss(workers: "list[_Worker]") -> None:
 
 
 def _end(workers: "list[_Worker]") -> None:
-    """End the processes, whatever they do: they have nothing to save."""
+    """Kill the processes, which have nothing to save."""
     for worker in workers:
         worker.process.kill()
     for worker in workers:
-        worker.process.join(_GRACE)  # one in a read that the system cannot interrupt stays
+        worker.process.join(_GRACE)  # a process in an uninterruptible read stays
         worker.pipe.close()
 
 
 def _abandon(workers: "list[_Worker]") -> None:
-    """Python ends while another thread reads: it would wait for the processes without limit."""
+    """Kill the processes as Python exits while another thread reads: it would wait for them forever."""
     for worker in workers:
         worker.abandoned = True
         worker.process.kill()
 
 
 class _Failure(NamedTuple):
-    """An exception of another process in words, since not every exception can be pickled."""
+    """An exception of another process as text, since not every exception can be pickled."""
 
     of_input: bool
     subject: str | None
@@ -153,13 +152,13 @@ def _quoted(error: BaseException) -> str:
 
 
 class _Worker:
-    """A process that reads, seen from outside."""
+    """Handle of a worker process."""
 
     def __init__(self, read: Callable[[Any], Any], items: Sequence[Any], number: int) -> None:
         self.abandoned = False
         self.pipe, inside = multiprocessing.Pipe()
         forked = multiprocessing.get_start_method() == "fork"
-        # Pickled here rather than by `Process`, so that an error of unpickling it is told like any other.
+        # Pickled here and not by `Process`, so that an error of unpickling is reported like any other.
         work = (read, items) if forked else _pickled((read, items))
         self.process = multiprocessing.Process(target=_serve, args=(work, inside, number), daemon=True)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it ignores them
@@ -170,24 +169,24 @@ class _Worker:
             inside.close()
 
     def ask(self, number: int | None) -> None:
-        """Ask for the item of this number, or to end."""
-        with suppress(OSError):  # it has ended, which is told when its answer is due
+        """Request the item of this index; None asks the process to exit."""
+        with suppress(OSError):  # it has ended, which is reported when its answer is due
             self.pipe.send(number)
 
     def ready(self, seconds: float) -> bool:
-        """Wait so long for an answer, or for its end."""
+        """Wait for an answer or the end of the process, at most this long."""
         return bool(wait([self.pipe, self.process.sentinel], seconds))
 
     def answer(self) -> Any:
-        """The result of the next item asked for."""
+        """The result of the next requested item."""
         try:
             if not self.pipe.poll():
                 raise EOFError
-            # Tensors come by way of the process itself, which must be there still.
+            # Tensors are fetched from the process itself, which must still be alive.
             answer = ForkingPickler.loads(self.pipe.recv_bytes())
         except Exception as error:
             if self.abandoned:
-                threading.Event().wait()  # this thread ends with Python; to print now could abort it
+                threading.Event().wait()  # this thread ends with Python; printing now could abort it
             self.process.join(_GRACE)
             if wait([self.process.sentinel], 0):
                 raise DataError(self._end()) from None
@@ -214,14 +213,14 @@ def _pickled(content: Any) -> bytes:
 
 
 def _serve(work: Any, pipe: Connection, worker: int) -> None:
-    """The life of a process that reads."""
-    # Ctrl-C, and the SIGTERM of a batch system, reach every process; the first one still needs data to save.
+    """Main loop of a worker process."""
+    # Ctrl-C and a batch system's SIGTERM reach every process; the main one needs data until it has saved.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    # For data sets that draw from the process's own random numbers: forked, they all would draw the caller's.
+    # For data sets that use global random generators: forked processes would all draw the same numbers.
     random.seed(worker), np.random.seed(worker), torch.manual_seed(worker)  # noqa: NPY002
     failure = None
     try:

@@ -1,4 +1,4 @@
-"""Mean and spread of numbers that come in parts, without the digits that Σ x² − n μ² would lose."""
+"""Mean and scatter of numbers in parts, without the cancellation of Σ x² − n μ²."""
 
 from typing import Generic, NamedTuple, TypeVar
 
@@ -10,7 +10,7 @@ Mean = TypeVar("Mean", Tensor, NDArray[np.float64])
 
 
 class Merged(NamedTuple, Generic[Mean]):
-    """Two parts together, see `merge_means`.
+    """Result of `merge_means`.
 
     Attributes:
         total: n.
@@ -26,11 +26,11 @@ class Merged(NamedTuple, Generic[Mean]):
 
 
 def merge_means(count: int, mean: Mean, other_count: int, other_mean: Mean) -> Merged[Mean]:
-    """What joins two parts a and b of mean μ and scatter matrix M = Σ (x − μ)(x − μ)ᵀ.
+    """Merge two parts a and b with mean μ and scatter matrix M = Σ (x − μ)(x − μ)ᵀ.
 
         δ = μ_b − μ_a,  n = n_a + n_b,  μ = μ_a + (n_b / n) δ,  M = M_a + M_b + (n_a n_b / n) δ δᵀ
 
-    (Chan, Golub and LeVeque 1979). Means of any shape; in a channel of its own M is a number, and δ δᵀ is δ².
+    (Chan, Golub and LeVeque 1979). Means have any shape; per channel, M is a number and δ δᵀ is δ².
     """
     total = count + other_count
     shift = other_mean - mean

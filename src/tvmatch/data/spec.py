@@ -1,4 +1,4 @@
-"""What a data set holds: the one description that training, sampling and checkpoints share."""
+"""Description of a data set, shared by training, sampling and checkpoints."""
 
 import math
 import operator
@@ -12,19 +12,18 @@ from torch import Tensor
 
 from tvmatch.errors import InputError
 
-# Released means and deviations, printed with five digits, are off by less than 1e-6 deviations.
-# A difference of 1e-5 is a two-hundredth of what bfloat16 rounds.
+# Means and deviations published with five digits are accurate to 1e-6 standard deviations; bfloat16 to 2e-3.
 ROUNDING = 1e-5  # standard deviations
-MOST_CLASSES = 100_000  # of numbers without names: one stray label would make as many classes
+MOST_CLASSES = 100_000  # for labels without class names, where one wrong label would add many classes
 
 
 def agree(numbers: Sequence[float], others: Sequence[float], std: Sequence[float]) -> bool:
-    """Whether two means, or two deviations, are the same, one perhaps printed with fewer digits.
+    """Whether two means, or two standard deviations, are equal up to rounding to five digits.
 
     Args:
-        numbers: of one, a channel.
-        others: of the other.
-        std: the deviations that say how much a difference is.
+        numbers: per channel.
+        others: per channel.
+        std: standard deviation per channel, the unit of the tolerance.
     """
     if not len(numbers) == len(others) == len(std):
         return False
@@ -33,12 +32,12 @@ def agree(numbers: Sequence[float], others: Sequence[float], std: Sequence[float
 
 @dataclass(frozen=True)
 class AutoencoderInfo:
-    """The autoencoder that stands between images and latents.
+    """Identifies the autoencoder of latents.
 
     Attributes:
-        source: where it was loaded from, a folder or a name on the Hugging Face Hub.
-        fingerprint: SHA-256 of its weights, whatever file they came in (`Autoencoder.fingerprint`); "" for a
-            model that was imported without its autoencoder at hand, which then cannot be checked.
+        source: the folder or the name on the Hugging Face Hub that it was loaded from.
+        fingerprint: SHA-256 of its weights (`Autoencoder.fingerprint`); "" for a model that was imported
+            without its autoencoder, which then cannot be checked.
         image_shape: (C, H, W) of the images.
     """
 
@@ -56,14 +55,14 @@ class DataSpec:
     """Shape, classes and normalisation of a data set.
 
     Attributes:
-        kind: "image" for pixels in [0, 1], "points" for vectors without a range, "latents" for images as an
-            autoencoder encodes them, without any scaling factor.
+        kind: "image" for pixels in [0, 1], "points" for unbounded vectors, "latents" for images encoded by
+            an autoencoder, without a scaling factor.
         shape: of one element, (C, H, W) for images and latents, (D,) for points.
-        class_names: one name a class in the order of the labels, or None without labels.
+        class_names: in the order of the class numbers; None without labels.
         mean: per channel (images, latents) or coordinate (points), in data units.
-        std: likewise; the network sees (data − mean) / std.
+        std: per channel or coordinate, in data units; the network sees (data − mean) / std.
         autoencoder: of latents; None for other data.
-        embedding_size: D of the embeddings (B, L, D) that elements come with; None without.
+        embedding_size: D of the elements' embeddings (B, L, D); None without embeddings.
     """
 
     kind: Literal["image", "points", "latents"]
@@ -103,7 +102,7 @@ class DataSpec:
             )
 
     def describe(self) -> dict[str, Any]:
-        """As plain values for JSON; `from_description` reads them back."""
+        """Plain values for JSON, to be read by `from_description`."""
         content = asdict(self)
         return {
             name: value
@@ -116,7 +115,7 @@ class DataSpec:
         """The spec of a description.
 
         Raises:
-            InputError, KeyError, TypeError, ValueError, AttributeError: if it describes none.
+            InputError, KeyError, TypeError, ValueError, AttributeError: the description is invalid.
         """
         values: dict[str, Any] = {name: _tuple(x) for name, x in content.items()}
         if values.get("autoencoder") is not None:
@@ -126,7 +125,7 @@ class DataSpec:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether elements come with labels or embeddings."""
+        """Whether elements have labels or embeddings."""
         return self.class_count > 0 or self.embedding_size is not None
 
     @property
@@ -140,21 +139,20 @@ class DataSpec:
         )
 
     def normalize(self, data: Tensor) -> Tensor:
-        """Data units to the network's: (data − mean) / std, shape (B, *shape)."""
+        """Data units to network units: (data − mean) / std, shape (B, *shape)."""
         return (data - self._per_channel(self.mean, data)) / self._per_channel(self.std, data)
 
     def denormalize(self, values: Tensor) -> Tensor:
-        """The network's units to data units: values · std + mean, shape (B, *shape)."""
+        """Network units to data units: values · std + mean, shape (B, *shape)."""
         return values * self._per_channel(self.std, values) + self._per_channel(self.mean, values)
 
     def label_indices(self, labels: Sequence[int | str]) -> Tensor:
         """Class numbers of names or numbers, int64 of shape (len(labels),).
 
-        A text means the class of exactly that name; else, without blanks at its ends, the class of that name;
-        else the number that it is.
+        A text is first compared with the class names, then without surrounding blanks, then read as a number.
 
         Raises:
-            InputError: for a name that no class has, a number outside 0 … K − 1, or data without classes.
+            InputError: an unknown name, a number outside 0 … K − 1, or data without classes.
         """
         if self.class_names is None:
             raise InputError("labels", f"this model has no classes, got {list(labels)[:3]}")
@@ -163,10 +161,10 @@ class DataSpec:
     def sample_labels(
         self, labels: int | str | Sequence[int | str] | None, count: int | None
     ) -> tuple[Tensor | None, int]:
-        """One class number a sample, or None for data without classes, and the number of samples.
+        """Class number of each sample, None for data without classes; and the number of samples.
 
         Raises:
-            InputError: as `label_indices`, or for a count below 1 or other than the labels'.
+            InputError: as in `label_indices`, or `count` is less than 1 or differs from the number of labels.
         """
         if count is not None and count < 1:
             raise InputError("count", f"must be at least 1, got {count}")

@@ -1,4 +1,4 @@
-"""A data set held in memory as tensors: a user's own, or the bundled digits."""
+"""A data set in memory, made of tensors."""
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -25,18 +25,18 @@ class TensorDataset(StoredDataset):
             by 255 when used), or points (N, D) of any finite size.
         labels: N class numbers 0 … K − 1 (an integer tensor or array, or a sequence), or None for
             unconditional data.
-        class_names: one name a class; without it the classes are called "0" … "K − 1", K − 1 being the
-            largest label.
+        class_names: one name per class; by default "0" … "K − 1", where K − 1 is the largest label.
         horizontal_flip: mirror each training image with probability 1/2.
         mean: per channel or coordinate in data units; by default 0.5 for images and 0 for points.
-        std: likewise; by default 0.5 for images, so that the network sees [−1, 1], and 1 for points.
+        std: per channel or coordinate in data units; by default 0.5 for images, so that the network sees
+            [−1, 1], and 1 for points.
 
     Attributes:
-        findings: what there is, for people: a line on elements and classes, and one on classes without any.
+        findings: lines about elements and classes, and about classes without elements.
 
     Raises:
-        InputError: values that are empty, of another shape or type, non-finite or outside [0, 1]; labels
-            of another number, type or range; names without labels; flips of points.
+        InputError: values are empty, of another shape or type, non-finite or outside [0, 1]; labels have
+            another number, type or range; there are names without labels, or flips of points.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TensorDataset(StoredDataset):
 
 
 def _checked_values(values: Tensor) -> Tensor:
-    """The values on the CPU, as uint8 or float32, or an `InputError` that says what is wrong with them."""
+    """The values on the CPU, as uint8 or float32; raises an `InputError` if they are invalid."""
     if not isinstance(values, Tensor):
         raise InputError("values", f"must be a torch.Tensor, got {type(values).__name__}")
     if values.ndim not in (2, 4):
@@ -100,7 +100,7 @@ def _checked_values(values: Tensor) -> Tensor:
         return values
     if not values.is_floating_point():
         raise InputError("values", f"must be floating point, or uint8 for images, got {values.dtype}")
-    values = values.float()  # before the checks: a float64 may overflow in float32
+    values = values.float()  # before the checks, as float64 may overflow
     finite = values.isfinite().flatten(1).all(1)
     if not finite.all():
         raise InputError("values", f"element {int(finite.int().argmin())} holds a number that is not finite")
@@ -115,7 +115,7 @@ def _checked_values(values: Tensor) -> Tensor:
 def _checked_labels(
     labels: Labels | None, class_names: Sequence[str] | None, count: int
 ) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels as int64 of shape (count,) and the names of the classes, or an `InputError`."""
+    """Labels as int64 of shape (count,) and class names; raises an `InputError` if they are invalid."""
     if labels is None:
         if class_names is not None:
             raise InputError("class_names", "there are names but no labels")

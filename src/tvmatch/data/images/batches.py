@@ -1,12 +1,13 @@
-"""Images of a data set decoded by processes of their own, in batches whose order is given."""
+"""Images of a data set in batches of given indices, decoded by worker processes."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmatch.data.images.pixels import Crop
@@ -16,13 +17,13 @@ from tvmatch.errors import InputError
 
 
 class ImageBatch(NamedTuple):
-    """Those images of a batch that could be read.
+    """The images of a batch that could be read.
 
     Attributes:
-        numbers: which, n of them.
-        values: uint8 pixels (n, channels, H, W), or, where the data set holds latents, float32 (n, 2C, h, w)
-            as of `ImageReader.moments`; None if n = 0.
-        problems: what is wrong with the others.
+        numbers: their n indices.
+        values: uint8 pixels (n, channels, H, W), or for a data set of latents float32 (n, 2C, h, w), see
+            `ImageReader.moments`; None if n = 0.
+        problems: the errors of the other images.
     """
 
     numbers: tuple[int, ...]
@@ -43,26 +44,20 @@ def read_batches(
     workers: int,
     channels: int = 3,
 ) -> AbstractContextManager[Iterator[ImageBatch]]:
-    """The images of these numbers, a batch for each of `batches`, while the context lasts.
+    """Iterate over batches of images, as a context manager that ends the processes.
 
     Args:
-        source: where they are.
-        batches: their numbers.
-        resolution: to crop and resize them to, in pixels.
-        crop: how.
-        workers: processes; 0 reads in this one.
-        channels: of pixels, 3 for RGB, 1 for grey.
+        source: the images.
+        batches: indices of the images of each batch.
+        resolution: of the cropped and resized images, in pixels.
+        crop: how to crop.
+        workers: number of processes; 0 reads in this process.
+        channels: 3 for RGB, 1 for grey.
 
     Raises:
-        DataError: if a process ends, or reading fails in another way than by an image that cannot be read.
+        DataError: a process ends, or reading fails otherwise than by an unreadable image.
     """
     return read_ahead(_Reader(source, resolution, crop, channels), batches, workers)
-
-
-class _Item(NamedTuple):
-    number: int
-    values: Tensor | None
-    problem: InputError | None
 
 
 @dataclass(frozen=True)
@@ -75,23 +70,14 @@ class _Reader:
     channels: int
 
     def __call__(self, numbers: Sequence[int]) -> ImageBatch:
-        return _collate([self._item(number) for number in numbers])
-
-    def _item(self, number: int) -> _Item:
-        try:
-            latents = self.source.moments(number)
-            if latents is not None:
-                return _Item(number, torch.from_numpy(latents), None)
-            pixels = self.source.pixels(number, self.resolution, self.crop, self.channels)
-            return _Item(number, torch.tensor(pixels, device="cpu"), None)
-        except InputError as error:
-            return _Item(number, None, error)
-
-
-def _collate(items: list[_Item]) -> ImageBatch:
-    read = [(item.number, item.values) for item in items if item.values is not None]
-    return ImageBatch(
-        tuple(number for number, _ in read),
-        torch.stack([values for _, values in read]) if read else None,
-        tuple(item.problem for item in items if item.problem is not None),
-    )
+        read: dict[int, Tensor] = {}
+        problems = []
+        for number in numbers:
+            try:
+                values: NDArray[Any] | None = self.source.moments(number)
+                if values is None:
+                    values = self.source.pixels(number, self.resolution, self.crop, self.channels)
+                read[number] = torch.tensor(values, device="cpu")
+            except InputError as error:
+                problems.append(error)
+        return ImageBatch(tuple(read), torch.stack([*read.values()]) if read else None, tuple(problems))

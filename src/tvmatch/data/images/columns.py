@@ -1,4 +1,4 @@
-"""Which columns of a data set hold images and classes, and the names of the classes."""
+"""Find the columns of images and classes in a data set, and the names of the classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from tvmatch.errors import InputError, name_of
 
 AUTO = "auto"
 
-_LIKE_LABELS = ("labels", "class", "classes")  # columns that hold classes, to tell from their names
+_LIKE_LABELS = ("labels", "class", "classes")  # names of columns that probably hold classes
 
 
 def find_image_column(rows: datasets.Dataset, column: str | None, path: str) -> str:
-    """The column `column`, or without a name the only one that holds images; `path` is for messages.
+    """The column `column`, or if it is None the only column with images; `path` is for messages.
 
     Raises:
-        InputError: it is not there, holds no images, or cannot be told.
+        InputError: the column is missing or holds no images, or several columns hold images.
     """
 
     def holds_images(column: str) -> bool:
         feature = rows.features[column]
-        # Parquet written without `datasets` has the same bytes and paths under no special type.
+        # Parquet files written without `datasets` have the same bytes and paths without the image type.
         return isinstance(feature, datasets.Image) or (
             isinstance(feature, dict) and set(feature) == {"bytes", "path"}
         )
@@ -47,10 +47,10 @@ def find_image_column(rows: datasets.Dataset, column: str | None, path: str) -> 
 
 
 def choose_label_column(source: Source, column: str | None, path: str) -> str | None:
-    """The column `column`; for `AUTO` "label" if that holds any labels, else None.
+    """The column `column`; for `AUTO`, "label" if it holds any labels, else None.
 
     Raises:
-        InputError: for `AUTO`, if there are labels but it is not clear which, or what is wrong with them.
+        InputError: for `AUTO`, if the labels are ambiguous, or probably in a column of another name.
     """
     if column != AUTO:
         return column
@@ -75,15 +75,15 @@ def choose_label_column(source: Source, column: str | None, path: str) -> str | 
 
 def _refuse(problem: str) -> None:
     if problem:
-        way_out = f"or take {name_of('data.label_column')} null, for no classes"
+        way_out = f"or use {name_of('data.label_column')} null, for no classes"
         raise InputError("data.path", f"{problem}, {way_out}")
 
 
 def find_classes(source: Source, column: str, path: str) -> tuple[tuple[str, ...], dict[str, int] | None]:
-    """Names of the classes in the order of their numbers, and a name's number if the column holds names.
+    """Class names in the order of the class numbers; and if the column holds names, the number of each name.
 
     Raises:
-        InputError: there is no such column, or it holds anything but classes.
+        InputError: there is no such column, or it holds values that are not classes.
     """
     rows = source.rows
     if column == "label":

@@ -32,21 +32,21 @@ _PREPARED = datasets.Features({"pixels": datasets.Value("binary"), "problem": da
 class ImageDataset(StoredDataset):
     """Images kept as bytes in a memory-mapped Arrow file, with their classes if asked for.
 
-    Made by `ImagesData(...).load()`. Can be pickled, for data workers that are not forked.
+    Made by `ImagesData(...).load()`. Can be pickled for data workers.
 
     Args:
-        rows: column "pixels" with C · H · W bytes a row, in the order (C, H, W).
+        rows: column "pixels" with C · H · W bytes per row, in the order (C, H, W).
         spec: of the images.
         labels: int64 class numbers, shape (number of rows,), or None.
-        usable: the numbers of the rows to use, int64; the other rows hold no image.
+        usable: indices of the rows with an image, int64.
         horizontal_flip: mirror each training image with probability 1/2.
         crop: how the images were cropped.
-        findings: what was found, for people: lines on images, classes, and what was left out and why.
+        findings: lines about images, classes, and which files are left out and why.
 
     Attributes:
         spec: shape, class names and normalisation (mean and std 0.5).
         findings: as above.
-        skipped: how many images could not be read and were left out.
+        skipped: number of images that could not be read.
         crop: how the images were cropped.
     """
 
@@ -71,19 +71,20 @@ class ImageDataset(StoredDataset):
 
     @property
     def class_counts(self) -> list[int] | None:
-        """Images of each class, those left out not counted; None without labels."""
+        """Number of readable images of each class; None without labels."""
         if self._labels is None:
             return None
         return torch.bincount(self._labels[self._usable], minlength=self.spec.class_count).tolist()
 
     def __len__(self) -> int:
-        """Number of images, those left out not counted."""
+        """Number of readable images."""
         return len(self._usable)
 
     def _select(self, indices: Tensor) -> Batch:
         numbers = self._usable[indices]
-        # A bytearray, because PyTorch warns of memory that it may not write to.
-        content = bytearray().join(self._rows[numbers.tolist()]["pixels"])
+        content = bytearray().join(
+            self._rows[numbers.tolist()]["pixels"]
+        )  # PyTorch warns of read-only memory
         values = torch.frombuffer(content, dtype=torch.uint8).view(-1, *self.spec.shape).float().div_(255)
         return Batch(values, None if self._labels is None else self._labels[numbers])
 
@@ -101,7 +102,7 @@ def load_images(
     on_bad_image: str,
     workers: int,
 ) -> ImageDataset:
-    """Open images, decoded and resized first if the cache lacks them.
+    """Open images; decode and resize them first if they are not in the cache.
 
     Arguments and errors are those of `ImagesData` and its `load`.
     """
@@ -180,7 +181,7 @@ class _Preparation:
 def _checked_size(
     size: int | tuple[int, int], crop: Crop, channels: int, on_bad_image: str, workers: int
 ) -> tuple[int, int]:
-    """Height and width, after a check of the options that need no look at the data."""
+    """Height and width, after a check of the options that do not depend on the data."""
     sizes = (size, size) if isinstance(size, int) else tuple(size)
     if len(sizes) != 2 or min(sizes) < 1:
         raise InputError("data.resolution", f"must be one or two numbers of at least 1 pixel, got {size}")

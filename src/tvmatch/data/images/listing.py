@@ -1,4 +1,4 @@
-"""Image files of a folder or a ZIP as rows of a memory-mapped table: names and labels, no pixels."""
+"""Listings of the image files of a folder or ZIP, cached as memory-mapped tables of names and labels."""
 
 import errno
 import hashlib
@@ -14,22 +14,22 @@ from tvmatch.data.findings import LeftOut, Notes, printable
 from tvmatch.errors import InputError, one_line
 from tvmatch.storage.files import replacing
 
-PLACE = "place"  # the column that says where in a ZIP an image is
-_VERSION = "1"  # change it when the rows change, so that no older list is read
-_ROWS_A_CHUNK = 10_000
-_NOTES = b"tvmatch"  # the key of the notes in the table's metadata
+PLACE = "place"  # the column with the location of an image in a ZIP
+_VERSION = "1"  # change it with the content of the rows, so that no older listing is read
+_ROWS_PER_CHUNK = 10_000
+_NOTES = b"tvmatch"  # key of the notes in the metadata of the table
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data set of files consists of.
+    """The files of a data set.
 
     Attributes:
         names: of the files, relative to the root.
-        labels: a class number each, None for a file without one.
-        class_names: in the order of the numbers; None calls the classes by their numbers.
-        places: where each file is in the ZIP, see `image_zip.Place`; None in a folder.
-        notes: what there is to say about it.
+        labels: class number of each file, None for a file without a label.
+        class_names: in the order of the class numbers; None names the classes by their numbers.
+        places: location of each file in the ZIP, see `zip_archive.Place`; None for a folder.
+        notes: on the files.
     """
 
     names: Sequence[str]
@@ -40,12 +40,12 @@ class Listing:
 
 
 def cache_failure(error: BaseException | None) -> OSError | None:
-    """What the cache of `datasets` has to do with an exception: a full disk, or no permission to write."""
+    """The error of writing to the cache of `datasets` (full disk, no permission) that caused an exception."""
     while error is not None:
         if isinstance(error, OSError) and (
             error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
             or str(error.filename).startswith(str(datasets.config.HF_DATASETS_CACHE))
-            or str(error).startswith("Not enough disk space")  # which `datasets` looks at beforehand
+            or str(error).startswith("Not enough disk space")  # checked by `datasets` in advance
         ):
             return error
         error = error.__cause__ or error.__context__
@@ -53,7 +53,7 @@ def cache_failure(error: BaseException | None) -> OSError | None:
 
 
 def cache_error(what: str, error: BaseException) -> InputError:
-    """That something cannot be written to the cache, and where else it could be."""
+    """The error that something cannot be written to the cache, with the option to move the cache."""
     return InputError(
         f"{what} cannot be written to {datasets.config.HF_DATASETS_CACHE} ({one_line(error)}); the "
         "environment variable HF_HOME names another folder"
@@ -61,7 +61,7 @@ def cache_error(what: str, error: BaseException) -> InputError:
 
 
 def digest(*parts: str | bytes) -> str:
-    """SHA-256 of texts and bytes, each set off from the next."""
+    """SHA-256 of a sequence of texts and bytes, with their lengths."""
     whole = hashlib.sha256()
     for part in parts:
         content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
@@ -73,18 +73,17 @@ def as_rows(stamp: str, listing: Callable[[], Listing]) -> tuple[datasets.Datase
     """The rows of a listing, memory-mapped from the cache, and its notes.
 
     Args:
-        stamp: what the listing depends on; one that was seen before is not made again.
-        listing: makes it.
+        stamp: key of the listing in the cache.
+        listing: called to create the listing if the cache lacks it.
 
     Returns:
-        columns "image", "label" and, of a ZIP, "place"; and the notes, which may be those of another listing
+        Columns "image", "label" and, for a ZIP, "place"; and the notes, which may be those of another listing
         with the same rows.
 
     Raises:
-        InputError: from `listing`, or if the cache cannot be written.
+        InputError: raised by `listing`, or the cache cannot be written.
     """
     key = digest(_VERSION, stamp)
-    # "files.arrow" had other notes beside the same rows: what was prepared from those rows stays valid.
     path = Path(datasets.config.HF_DATASETS_CACHE, "tvmatch", key[:32], "listing.arrow")
     if not path.exists():
         _write(path, listing())
@@ -113,6 +112,6 @@ def _write(path: Path, listing: Listing) -> None:
     table = pa.table(values, schema=schema.with_metadata({**schema.metadata, _NOTES: notes}))
     try:
         with replacing(path) as unfinished, pa.ipc.new_stream(str(unfinished), table.schema) as stream:
-            stream.write_table(table, max_chunksize=_ROWS_A_CHUNK)
+            stream.write_table(table, max_chunksize=_ROWS_PER_CHUNK)
     except OSError as error:  # a full disk, or no permission to write
         raise cache_error("the list of images", error) from error

@@ -1,4 +1,4 @@
-"""From an encoded image to bytes of the wanted size: decode, crop about the centre, resize."""
+"""Decode an image, crop it about its centre and resize it."""
 
 import io
 import warnings
@@ -18,7 +18,7 @@ from tvmatch.storage.files import LFS_POINTER, is_lfs_pointer
 
 Crop = Literal["centre", "dhariwal"]
 
-_MOST_PIXELS = 2**27  # half a gigabyte in memory; Pillow itself refuses larger files at about this
+_MOST_PIXELS = 2**27  # half a gigabyte in memory; about the limit of Pillow itself
 # What undoes EXIF's orientations 2 … 8.
 _FLIPS = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE)
 _TURNS = (Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
@@ -28,23 +28,22 @@ _UPRIGHT: dict[object, Transpose] = dict(enumerate(_FLIPS + _TURNS, start=2))
 def decode(
     source: bytes | str, height: int, width: int, channels: int, crop: Crop = "centre"
 ) -> NDArray[np.uint8]:
-    """One image as uint8 of shape (channels, height, width).
+    """Decode an image to uint8 of shape (channels, height, width).
 
-    The orientation that a camera recorded is applied; transparent pixels are laid on white; 16-bit grey
-    becomes 8-bit; of an animation the first frame is used. What Pillow only warns of (many pixels, metadata
-    that cannot be read) changes no pixel and is not passed on.
+    Applies the orientation recorded by a camera, composes transparent pixels with white, scales 16-bit grey to
+    8 bits and uses the first frame of an animation. Warnings of Pillow are suppressed, as they concern no pixels.
 
     Args:
         source: the encoded bytes (of an image file, or NPY with uint8 pixels), or the path of a file.
         height: of the result, in pixels.
-        width: likewise.
+        width: of the result, in pixels.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
-        crop: "centre" keeps the largest centred rectangle of the wanted proportions and resizes it by a
-            bicubic filter that widens when it shrinks (antialiasing); "dhariwal" is `dhariwal_crop`.
+        crop: "centre" keeps the largest centred rectangle of these proportions and resizes it by a bicubic
+            filter with antialiasing; "dhariwal" is `dhariwal_crop`.
 
     Raises:
-        InputError: for a crop that there is not, or that cannot give this shape; for latents.
-        Exception: of whatever kind Pillow raises for a file that it cannot read.
+        InputError: the crop is unknown or cannot give this shape, or the source holds latents.
+        Exception: of any type that Pillow raises for a file that it cannot read.
     """
     check_crop(crop, height, width)
     with warnings.catch_warnings(action="ignore"):
@@ -56,24 +55,24 @@ def decode(
         if crop == "dhariwal":
             image = dhariwal_crop(image, height)
         else:
-            # Cropped before it is resized: the filter would reach beyond a mere box given to `resize`.
+            # Not `resize(box=…)`, whose filter would reach beyond the box.
             image = image.crop(centre_box(image.width, image.height, width, height))
             image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def what_is_wrong(error: Exception) -> str:
-    """An error of `decode`, or of reading the bytes for it, in words."""
-    if isinstance(error, UnidentifiedImageError):  # its message is an address in memory
+    """Message for an error of `decode`, or of reading its source."""
+    if isinstance(error, UnidentifiedImageError):  # its message is a memory address
         return "not an image, or its start is damaged"
     return f"not a readable image ({one_line(error)})"
 
 
 def check_crop(crop: str, height: int, width: int) -> None:
-    """Refuse a crop that there is not, or that cannot give images of height × width.
+    """Refuse an unknown crop, or one that cannot give images of height × width.
 
     Raises:
-        InputError: naming the value.
+        InputError: names the value.
     """
     if crop not in get_args(Crop):
         raise InputError("data.crop", f"must be {' or '.join(get_args(Crop))}, got {crop!r}")
@@ -82,13 +81,13 @@ def check_crop(crop: str, height: int, width: int) -> None:
 
 
 def dhariwal_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square that models of ImageNet are trained on (Dhariwal & Nichol, arXiv 2105.05233).
+    """The usual square crop of ImageNet for generative models (Dhariwal & Nichol, arXiv 2105.05233).
 
-    Halved by averaging 2×2 pixels (an odd last row or column shares in it) while the shorter side is at
-    least twice `size`; resized by a bicubic filter so that the shorter side is `size`; then the centre.
+    Halves the image by averaging 2×2 pixels (including an odd last row or column) while the shorter side is at
+    least twice `size`, resizes it by a bicubic filter to a shorter side of `size`, and keeps the centre.
 
     Raises:
-        ValueError: the image is so oblong that it would take gigabytes on the way.
+        ValueError: the image is so oblong that intermediate results would take gigabytes.
     """
     oblong = max(image.size) / min(image.size)
     if oblong * size**2 > _MOST_PIXELS:
@@ -104,7 +103,7 @@ def dhariwal_crop(image: Image.Image, size: int) -> Image.Image:
 def centre_box(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the largest centred rectangle with the proportions to_width : to_height.
 
-    In whole pixels, so that an image which needs no resizing keeps its pixels exactly.
+    In whole pixels, so that an image that needs no resizing keeps its pixels exactly.
     """
     scale = min(width / to_width, height / to_height)
     inner_width, inner_height = max(round(scale * to_width), 1), max(round(scale * to_height), 1)
@@ -113,12 +112,12 @@ def centre_box(width: int, height: int, to_width: int, to_height: int) -> tuple[
 
 
 def _open(source: bytes | str) -> Image.Image:
-    """The image upright, in 8 bits."""
+    """The decoded image, upright, with 8 bits per channel."""
     if isinstance(source, bytes) and is_npy(source):
         return Image.fromarray(pixels_of_npy(source))
     content = io.BytesIO(source) if isinstance(source, bytes) else source
     with _recognised(content) as file:
-        if file.format == "EPS":  # a program, which Pillow would give to Ghostscript to run
+        if file.format == "EPS":  # a program, which Pillow would run with Ghostscript
             raise ValueError("PostScript is not supported")
         storage = _storage(file)
         file.load()
@@ -131,11 +130,11 @@ def _open(source: bytes | str) -> Image.Image:
 
 
 def _recognised(content: io.BytesIO | str) -> ImageFile:
-    """The opened file, of whatever format it is; not decoded yet.
+    """The opened file, not decoded yet.
 
     Raises:
         ValueError: it is a Git LFS pointer.
-        Exception: of whatever kind Pillow raises.
+        Exception: of any type that Pillow raises.
     """
     try:
         return Image.open(content)
@@ -149,22 +148,22 @@ def _recognised(content: io.BytesIO | str) -> ImageFile:
 
 
 def _storage(file: ImageFile) -> str:
-    """How the file stores a pixel, in Pillow's words ("L;4", "RGB;16B"); known only before it is loaded."""
+    """Pillow's name for the stored pixel format ("L;4", "RGB;16B"); known only before the file is loaded."""
     arguments = file.tile[0][3] if file.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _eight_bit(image: ImageFile, storage: str) -> Image.Image:
-    """Grey of more bits scaled to 8 (Pillow would clip it), and the transparent colour of grey PNGs."""
+    """Scale grey of more bits to 8 (Pillow would clip it), and apply the transparent colour of grey PNGs."""
     key = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I") or _has_sign(image):
         black, white = _black_and_white(image, storage)
         pixels = np.asarray(image).astype(np.int64)
         grey = Image.fromarray(np.rint((pixels - black) * (255 / (white - black))).astype(np.uint8))
         return grey if key is None else _with_alpha(grey, pixels != key)
-    if key is not None and storage in ("L;2", "L;4"):  # the key is as stored, the pixels are scaled already
+    if key is not None and storage in ("L;2", "L;4"):  # the key is not scaled, the pixels are
         return _with_alpha(image, np.asarray(image) != key * {"L;2": 85, "L;4": 17}[storage])
-    if key is not None and storage.startswith("RGB;16"):  # 8 bits of it are left to compare with
+    if key is not None and storage.startswith("RGB;16"):  # Pillow keeps only 8 bits to compare it with
         raise ValueError("a transparent colour of 16 bits a channel is not supported")
     return image
 
@@ -178,10 +177,10 @@ def _with_alpha(grey: Image.Image, opaque: NDArray[np.bool_]) -> Image.Image:
 
 
 def _black_and_white(image: ImageFile, storage: str) -> tuple[int, int]:
-    """The numbers that are black and white.
+    """The values of black and white.
 
     Raises:
-        ValueError: they are not defined: floating point, numbers with a sign or of 32 bits.
+        ValueError: they are undefined (floating-point, signed or 32-bit values).
     """
     if image.format in ("PNG", "PPM", "JPEG2000") and image.mode != "F":
         return 0, 65535  # Pillow scales the other depths of the latter two
@@ -189,4 +188,4 @@ def _black_and_white(image: ImageFile, storage: str) -> tuple[int, int]:
         most = 4095 if storage == "I;12" else 65535
         return (most, 0) if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 else (0, most)
     kind = "in floating point" if image.mode == "F" else f"of mode {image.mode} in {image.format}"
-    raise ValueError(f"pixels {kind} are not supported: which number is white is not defined")
+    raise ValueError(f"pixels {kind} are not supported: the value of white is undefined")

@@ -1,4 +1,4 @@
-"""Finding images: a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub."""
+"""Open a folder, ImageNet, a ZIP, Parquet or Arrow files, or a data set on the Hub as rows of images."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def open_source(path: str, split: str) -> Source:
     """The rows of `split` of the data set at `path`.
 
     Raises:
-        InputError: nothing is there, it cannot be read, or it has no such split.
+        InputError: nothing is found, it cannot be read, or it has no such split.
     """
     local = Path(path).expanduser()
     if not path:
@@ -69,7 +69,7 @@ def open_source(path: str, split: str) -> Source:
 
 
 def _check_split(split: str) -> None:
-    """Refuse what is no split."""
+    """Refuse a malformed name or slice."""
     match = re.fullmatch(r"[\w .-]+(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise InputError(
@@ -107,7 +107,6 @@ def _hashed(rows: datasets.Dataset, path: str, split: str) -> Source:
 def _open_zip(archive: Path, split: str) -> Source:
     name = split.partition("[")[0]
     stamp = stamp_of_zip(archive)
-    # Of another version than the fingerprint: rows changed, for ZIPs without a description, and no others.
     whole, notes = as_rows(digest(stamp, "by folder", name), lambda: list_zip(archive, name))
     return _part(archive, split, stamp, whole, notes)
 
@@ -127,7 +126,7 @@ def _open_listing(root: Path, split: str, stamp: str, listing: Listing) -> Sourc
 
 
 def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: Notes) -> Source:
-    """The slice that `split` names of the listed files, which are the split as a whole."""
+    """The rows of a slice like `train[:10]`, given those of the whole split."""
     if len(whole) == 0 and notes.left_out:
         raise InputError(
             "data.split", f"{split!r} of {root} holds no rows; left out: {notes.left_out.described()}"
@@ -138,10 +137,10 @@ def _part(root: Path, split: str, stamp: str, whole: datasets.Dataset, notes: No
 
 
 def _numbers(split: str, count: int, path: str) -> range:
-    """Numbers of the rows that a slice takes of a split of `count` rows.
+    """Indices of the rows of a slice of a split with `count` rows.
 
     Raises:
-        InputError: it takes none.
+        InputError: the slice is empty.
     """
     instruction = datasets.ReadInstruction.from_spec("train" + split[len(split.partition("[")[0]) :])
     (part,) = instruction.to_absolute({"train": count})
@@ -162,15 +161,15 @@ def _open_tables(path: str, split: str, files: dict[str, list[Path]]) -> Source:
 
 
 def _load(builder: str, split: str, path: str, **options: object) -> datasets.Dataset:
-    """`datasets.load_dataset`, with every failure as one line about the user's path and split."""
+    """`datasets.load_dataset`, with failures as an `InputError` about the user's path or split."""
     name, bracket, _ = split.partition("[")
-    if bracket:  # `datasets` takes slices that hold nothing for some that hold a few rows
+    if bracket:  # `datasets` returns rows for some empty slices
         _numbers(split, len(_load(builder, name, path, **options)), path)
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs errors that it raises
     try:
         return datasets.load_dataset(builder, split=split, **options)
-    except Exception as error:  # a dozen kinds, of datasets, fsspec, pyarrow and pandas
+    except Exception as error:  # of many types, of datasets, fsspec, pyarrow and pandas
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
@@ -187,9 +186,8 @@ def _load(builder: str, split: str, path: str, **options: object) -> datasets.Da
 
 
 def _check_hub(path: str) -> None:
-    """Ask the Hub whether it has a data set called `path`; `datasets` itself would try for half a minute."""
-    # An absolute path, or a name with more than one slash, cannot be a data set of the Hub.
+    """Check that the Hub has a data set called `path`; `datasets` itself would retry for half a minute."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise InputError("data.path", f"{path} does not exist")
-    if not datasets.config.HF_HUB_OFFLINE:  # else the user wants only what was downloaded before
+    if not datasets.config.HF_HUB_OFFLINE:  # offline, only earlier downloads are used
         dataset_commit(path, subject="data.path", endpoint=datasets.config.HF_ENDPOINT)
