@@ -472,7 +472,7 @@ def test_two_folders_of_one_split_are_refused_if_it_is_wanted() -> None:
 @pytest.mark.parametrize("root", ["some", "some/whole"])
 def test_splits_below_classes_are_refused(root: str) -> None:
     mk(f"{root}/cats/{{train,test}}/{{0,1}}.png", f"{root}/dogs/{{train,test}}/0.png")
-    refused(root, "holds test and train of cats: splits are folders of the data set")
+    refused(root, "holds test and train of cats: splits must be folders above the classes")
     mk("photos/all/{train,val}/{a,b}/0.png")
     refused("photos", "holds train and val of all")
     assert found("photos/all") == (2, ("a", "b"))
@@ -486,7 +486,7 @@ def test_a_folder_that_imagenet_has_not_makes_no_class_of_all_of_it() -> None:
     mk(f"{inner}/train/{{n00000001,n00000002}}/0.png", f"{inner}/{{val,test}}/{{0,1}}.png")
     assert found("net") == (2, ("n00000001", "n00000002"))
     Path(inner, "train/more").mkdir()
-    refused("net", "holds test and train and val of ILSVRC/Data/CLS-LOC: splits are folders of the data set")
+    refused("net", "holds test and train and val of ILSVRC/Data/CLS-LOC: splits must be folders above the classes")
     refused(inner, f"{inner}/train/more is empty: a class without images")
     Path(inner, "train/more").rmdir()
     Path(inner, "train/n00000002").rename(Path(inner, "train/tench"))

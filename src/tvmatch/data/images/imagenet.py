@@ -28,12 +28,12 @@ _NO_ANSWERS = f"there are no class folders, and no {_SOLUTION} next to the image
 
 
 class ImageNet(NamedTuple):
-    """Where the parts are.
+    """Paths of the parts.
 
     Attributes:
-        root: the folder that holds `train` and `val`.
-        splits: the folder of each split that there is.
-        beside: folders where names and answers may be, the nearest first.
+        root: the folder of `train` and `val`.
+        splits: folder of each existing split.
+        beside: folders that may hold class names and labels, the nearest first.
     """
 
     root: Path
@@ -46,7 +46,7 @@ class ImageNet(NamedTuple):
 
 
 def find_imagenet(folder: Path) -> ImageNet | None:
-    """The parts of ImageNet in or below `folder`; None if it holds something else."""
+    """Find ImageNet in or below `folder`; None if it holds something else."""
     for inner in ("", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"):
         root = Path(os.path.abspath(folder), inner)
         splits = {
@@ -62,9 +62,9 @@ def find_imagenet(folder: Path) -> ImageNet | None:
 
 
 def list_imagenet(imagenet: ImageNet, split: str) -> tuple[Listing, str]:
-    """The images of a split with their classes, WordNet ids in alphabetical order, and a stamp of the files.
+    """The images of a split, with classes in the order of their WordNet ids, and a stamp of the files.
 
-    Images of `val` and `test` that lie flat and have no answer beside them are without a label.
+    Images of a flat `val` or `test` without a file of labels have no label.
 
     Raises:
         InputError: a file cannot be read or contradicts another.
@@ -113,7 +113,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _class_ids(imagenet: ImageNet, answers: dict[str, str] | None) -> list[str]:
-    """The ids of all classes: those of the training images if these are there."""
+    """The WordNet ids of all classes, from the training images if there are any."""
     for split in ("train", "validation"):
         if split in imagenet.splits and (found := _folders(imagenet.splits[split])):
             return found
@@ -122,7 +122,7 @@ def _class_ids(imagenet: ImageNet, answers: dict[str, str] | None) -> list[str]:
 
 
 def _class_names(ids: list[str], mapping: Path | None) -> tuple[str, ...]:
-    """Each class's first word; all its words where two have the same, and its id where that does not help.
+    """The first synonym of each class; all synonyms, or in addition the id, where that would be ambiguous.
 
     Without a mapping, the ids.
     """
@@ -148,7 +148,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _mapping(path: Path) -> dict[str, str]:
-    """Lines "n01440764 tench, Tinca tinca" by their ids."""
+    """Synonyms by WordNet id, from lines "n01440764 tench, Tinca tinca"."""
     pairs = [line.strip().partition(" ") for line in _lines(path) if line.strip()]
     for wordnet_id, _, words in pairs:
         if not _WORDNET_ID.fullmatch(wordnet_id) or not words.strip():

@@ -30,8 +30,8 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decode an image to uint8 of shape (channels, height, width).
 
-    Applies the orientation recorded by a camera, composes transparent pixels with white, scales 16-bit grey to
-    8 bits and uses the first frame of an animation. Warnings of Pillow are suppressed, as they concern no pixels.
+    Applies the orientation recorded by a camera, composes transparent pixels with white, scales 16-bit grey
+    to 8 bits and uses the first frame of an animation. Suppresses Pillow's warnings, which concern no pixels.
 
     Args:
         source: the encoded bytes (of an image file, or NPY with uint8 pixels), or the path of a file.
@@ -83,8 +83,8 @@ def check_crop(crop: str, height: int, width: int) -> None:
 def dhariwal_crop(image: Image.Image, size: int) -> Image.Image:
     """The usual square crop of ImageNet for generative models (Dhariwal & Nichol, arXiv 2105.05233).
 
-    Halves the image by averaging 2×2 pixels (including an odd last row or column) while the shorter side is at
-    least twice `size`, resizes it by a bicubic filter to a shorter side of `size`, and keeps the centre.
+    Halves the image by averaging 2×2 pixels (including an odd last row or column) while the shorter side is
+    at least twice `size`, resizes it by a bicubic filter to a shorter side of `size`, and keeps the centre.
 
     Raises:
         ValueError: the image is so oblong that intermediate results would take gigabytes.

@@ -1,7 +1,7 @@
-"""The ZIP with a `dataset.json` that codes of the EDM family (arXiv 2206.00364) use, and the same unpacked.
+"""ZIPs of images with a `dataset.json`, as used by EDM (arXiv 2206.00364), and the same files unpacked.
 
-Inside are image files or NPY arrays, `00000/img00000000.png` and so on, and in `dataset.json` the classes:
-{"labels": [["00000/img00000000.png", 3], …]} or {"labels": null}. Nothing is ever unpacked to the disk.
+They hold image files or NPY arrays, `00000/img00000000.png` and so on; `dataset.json` has their classes:
+{"labels": [["00000/img00000000.png", 3], …]} or {"labels": null}. ZIPs are read without unpacking.
 """
 
 import json
@@ -32,17 +32,17 @@ DESCRIPTION = "dataset.json"
 NO_LABELS = f"{DESCRIPTION} is missing, or has none"
 Place = tuple[int, int, int, int, int]  # offset of the header, bytes packed and unpacked, CRC-32, method
 
-_MOST_BYTES = 2**28  # of one image or array: larger claims are no pictures
+_MOST_BYTES = 2**28  # of one image or array
 _MOST_JSON_BYTES = 2**30
-_TAIL = 2**16  # the end of a ZIP: its directory's last pages, with check sums of the last files
-_HEADER = struct.Struct("<4s22xHH")  # of a file in a ZIP: signature, lengths of its name and extra field
+_TAIL = 2**16  # bytes at the end of a ZIP that are hashed: part of its directory, with check sums of files
+_HEADER = struct.Struct("<4s22xHH")  # of a file: signature, lengths of its name and extra field
 
 
 def stamp_of_zip(archive: Path) -> str:
-    """Tells one state of the file from another without reading all of it: time, size, and its end.
+    """Hash of the modification time, the size and the end of a ZIP, to detect changes.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with archive.open("rb") as file:
@@ -56,17 +56,17 @@ def stamp_of_zip(archive: Path) -> str:
 def list_zip(archive: Path, split: str) -> Listing:
     """The images of a split in a ZIP, in the order of their names.
 
-    With a description, all of them are one split, and it tells the labels. Without one they are read as a
-    folder is (`folders.splits`, `folders.layout`), from the innermost folder on that all of them lie in.
+    With a `dataset.json`, all images are one split and have its labels. Without it, folders are read as
+    outside a ZIP (`folders.splits`, `folders.layout`), from the innermost folder that holds all images.
 
     Raises:
-        InputError: it is no ZIP or a damaged one, its description is wrong, or there is no such split.
+        InputError: the file is not a ZIP, is damaged, has a wrong `dataset.json`, or has no such split.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            # Of a name that is there twice, the last counts, as for everyone who reads ZIPs.
+            # Of two members with the same name, the last one counts, as usual for ZIPs.
             members = {member.filename: member for member in opened.infolist()}
-    except Exception as error:  # the standard library raises half a dozen kinds for damaged directories
+    except Exception as error:  # of several types for damaged directories
         raise InputError("data.path", f"{archive} is not a readable ZIP file: {one_line(error)}") from error
     files = {name: member for name, member in members.items() if not member.is_dir()}
     if DESCRIPTION not in files:
@@ -110,7 +110,7 @@ def _by_folder(
 
 
 class _Names(NamedTuple):
-    """Names of files and of folders without any, relative to `root`."""
+    """Names of images, other files and empty folders, relative to `root`."""
 
     images: list[str]
     others: list[str]
@@ -118,7 +118,7 @@ class _Names(NamedTuple):
     root: str = ""
 
     def inside(self, folder: str) -> "_Names":
-        """Those in a folder, "" or with "/" at the end."""
+        """The names in a folder, "" or with "/" at the end."""
         images, others, empty = (
             [name[len(folder) :] for name in names if name.startswith(folder) and name != folder]
             for names in (self.images, self.others, self.empty)
@@ -126,11 +126,11 @@ class _Names(NamedTuple):
         return _Names(images, others, empty, self.root + folder)
 
     def folders(self) -> list[str]:
-        """The folders directly in the root."""
+        """Names of the folders directly in the root."""
         return sorted(set(map(class_of, [*self.images, *self.others, *self.empty])) - {""})
 
     def level(self, folder: str) -> Level:
-        """What lies directly in a folder of the root, of folders those with images or a split's name."""
+        """The content of a folder of the root; of its folders, those with images or with a split's name."""
         here = self.inside(f"{folder}/" if folder else "")
         holding = set(map(class_of, here.images)) - {""}
         folders = [name for name in here.folders() if name in holding or name.lower() in SPLIT_OF]
@@ -138,7 +138,7 @@ class _Names(NamedTuple):
 
 
 def _wrapper(images: Sequence[str]) -> str:
-    """The folder that was packed as a whole: that of all images, if it holds folders and is no split."""
+    """The innermost folder of all images that holds folders and is not a split, "" if there is none."""
     root = ""
     while True:
         tops = {class_of(image[len(root) :]) for image in images}
@@ -152,10 +152,10 @@ def _wrapper(images: Sequence[str]) -> str:
 
 
 def list_folder(folder: Path) -> tuple[Listing, str]:
-    """The images of an unpacked ZIP, in the order of their names, and a stamp of their files.
+    """The images of an unpacked ZIP, in the order of their names, and a stamp that changes with the files.
 
     Raises:
-        InputError: a file cannot be read, or the description is wrong.
+        InputError: a file cannot be read, or `dataset.json` is wrong.
     """
     tree = walk(folder)
     images, left_out = _images(tree.files)
@@ -170,20 +170,17 @@ def list_folder(folder: Path) -> tuple[Listing, str]:
     return Listing(images, labels_of(content, images, folder), notes=notes), stamps
 
 
-def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> list[int | None]:
-    """The class number of each file, None without one.
+def labels_of(description: bytes, names: Sequence[str], root: Path) -> list[int | None]:
+    """The class number of each file, None for a file without a label.
 
     Args:
-        description: the content of `dataset.json`, or None if there is none.
+        description: content of `dataset.json`.
         names: of the files.
-        root: where they are, for messages.
+        root: folder or ZIP, for messages.
 
     Raises:
-        InputError: it is not JSON of the right form, names a file that is not there, or a class that is
-            not a number 0 … 99,999.
+        InputError: it is not JSON of this form, or names a missing file or a class outside 0 … 99,999.
     """
-    if description is None:
-        return [None] * len(names)
     where = f"{DESCRIPTION} of {root}"
     if is_lfs_pointer(description):
         raise InputError("data.path", f"{where} is {LFS_POINTER}")
@@ -211,45 +208,45 @@ def labels_of(description: bytes | None, names: Sequence[str], root: Path) -> li
         found[name] = label
     missing = found.keys() - set(names)
     if missing:
-        raise InputError("data.path", f"{where} names {min(missing)!r}, which is not there, or no image")
+        raise InputError("data.path", f"{where} names {min(missing)!r}, which is missing or no image")
     return [found.get(name) for name in names]
 
 
 def read_member(archive: Path, stamp: str, place: Sequence[int], most: int = _MOST_BYTES) -> bytes:
-    """The bytes of one file in a ZIP, checked.
+    """Read a file in a ZIP and verify its size and check sum.
 
-    `zipfile` would keep the whole directory in memory in each process, half a gigabyte for ImageNet.
+    `zipfile` would keep the whole directory in the memory of each process, half a gigabyte for ImageNet.
 
     Args:
         archive: the ZIP.
         stamp: its `stamp_of_zip`.
-        place: see `Place`.
-        most: more bytes than this are refused.
+        place: location of the file, see `Place`.
+        most: maximum size in bytes.
 
     Raises:
-        OSError, ValueError, zlib.error: it cannot be read, or is not what the directory says.
+        OSError, ValueError, zlib.error: the file cannot be read, or does not fit the directory.
     """
     offset, packed, size, check_sum, method = place
     if max(packed, size) > most:
-        raise ValueError(f"it claims {max(packed, size)} bytes, {most} are the most")
+        raise ValueError(f"it claims {max(packed, size)} bytes, at most {most} are supported")
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError("packed in a way that is not supported; store or deflate it, without encryption")
+        raise ValueError("its compression is not supported; store or deflate it, without encryption")
     file = _opened(str(archive), stamp)
     header = file.read_at(_HEADER.size, offset)
     if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):
-        raise ValueError("it is not where the directory of the ZIP says; the file is damaged")
+        raise ValueError("it is missing where the directory of the ZIP says; the ZIP is damaged")
     _, name_length, extra_length = _HEADER.unpack(header)
     content: bytes = file.read_at(packed, offset + _HEADER.size + name_length + extra_length)
     if method == zipfile.ZIP_DEFLATED:
         content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, max(size, 1))
     if len(content) != size or zlib.crc32(content) != check_sum:
-        raise ValueError("its length or check sum is wrong; the file is damaged")
+        raise ValueError("its length or check sum is wrong; the ZIP is damaged")
     return content
 
 
 @lru_cache(maxsize=4)
 def _opened(archive: str, stamp: str) -> pa.OSFile:
-    """The file, opened once a process. Reads name their offset, so forks and threads may share it."""
+    """The ZIP, opened once per process. Reads have explicit offsets, so forks and threads can share it."""
     return pa.OSFile(archive)
 
 
@@ -260,7 +257,7 @@ def _place(member: zipfile.ZipInfo) -> Place:
 
 
 def _images(names: Iterable[str]) -> tuple[list[str], LeftOut]:
-    """Files that should be images by their names, sorted, and the others."""
+    """Names of images, sorted, and the other files."""
     suffixes, images, left_out = _suffixes(), [], LeftOut()
     for name in sorted(names):
         if _is_hidden(name):

@@ -1,4 +1,4 @@
-"""Local files that `datasets` reads: tables, and folders of images with a metadata.csv of theirs."""
+"""Local files read by `datasets`: tables, and folders of images with a metadata.csv."""
 
 import re
 from collections import defaultdict
@@ -17,17 +17,17 @@ from tvmatch.errors import InputError
 
 
 def is_description(name: str) -> bool:
-    """Whether a file holds labels and more for a folder of images, in the layout of `datasets`."""
+    """Whether a file describes the images of a folder, in the layout of `datasets`."""
     return name.rpartition("/")[2] in ImageFolder.METADATA_FILENAMES
 
 
 def described_images(root: Path, files: Sequence[str], folder: str) -> dict[str, list[Path]]:
-    """The images of each split, and after them its descriptions.
+    """The images of each split, followed by its descriptions.
 
     Args:
-        root: the data set's folder.
-        files: names of those in it, sorted.
-        folder: of the split that is wanted; "" if all is one split.
+        root: folder of the data set.
+        files: names of its files, sorted.
+        folder: of the requested split; "" if the data set is one split.
     """
 
     def split_of(name: str) -> str | None:
@@ -44,11 +44,11 @@ def described_images(root: Path, files: Sequence[str], folder: str) -> dict[str,
 
 
 def tables_by_split(path: str, root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group tables by split: all "train" unless their names, or their top folders', are those of splits.
+    """Group tables by split: all are "train" unless they or their top folders are named like splits.
 
     Raises:
-        InputError: some are named as splits and others are not, or as something like splits: taken as a
-            whole, test images would be trained on.
+        InputError: only some are named like splits, or the names resemble those of splits; reading all of
+            them could train on test images.
     """
     split_of = {file: _split_of_table(root, file) for file in files}
     found = sorted(set(filter(None, split_of.values())))
@@ -74,10 +74,7 @@ def tables_by_split(path: str, root: Path, files: Sequence[Path]) -> dict[str, l
 
 
 def data_files_of(files: Mapping[str, Sequence[Path]]) -> dict[str, DataFilesList]:
-    """Files with what tells `datasets` that one has changed.
-
-    Given as patterns instead, `datasets` would look for them once more, without following links to folders.
-    """
+    """Files with their stamps, by which `datasets` detects changes. (Patterns would not follow links.)"""
     return {
         split: DataFilesList(
             [str(file.absolute()) for file in found], [(stamp(str(file)),) for file in found]
@@ -87,7 +84,7 @@ def data_files_of(files: Mapping[str, Sequence[Path]]) -> dict[str, DataFilesLis
 
 
 def _split_of_table(root: Path, file: Path) -> str | None:
-    """The split that a table's name (train-00000-of-00002.parquet) or top folder (train/0.parquet) tells."""
+    """The split in a table's name (train-00000-of-00002.parquet) or top folder (train/0.parquet)."""
     word = re.match(r"[a-z]*", file.stem.lower())
     top = file.relative_to(root).parts[0].lower()
     return SPLIT_OF.get(word[0] if word else "") or SPLIT_OF.get(top)

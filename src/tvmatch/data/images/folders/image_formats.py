@@ -1,4 +1,4 @@
-"""Which files are images, by the endings of their names."""
+"""Recognise image files by the endings of their names."""
 
 import os
 from collections import Counter
@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from PIL import Image
 
-# Formats of Pillow that it decodes by itself. Not among them: EPS and PS, for which it starts Ghostscript;
-# WMF, EMF, BUFR, GRIB and HDF5, which it only recognises; PDF, MPEG and FLI, which are no single pictures.
+# Formats that Pillow decodes itself. Not EPS and PS, for which it starts Ghostscript; not WMF, EMF, BUFR,
+# GRIB and HDF5, which it only recognises; not PDF, MPEG and FLI, which are not single pictures.
 FORMATS = (
     *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM"),
     *("JPEG", "JPEG2000", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN"),
@@ -29,11 +29,11 @@ def suffix_of(name: str) -> str:
 
 
 def files_like(name: str) -> str:
-    """What to call files with this one's ending: ".heic files"."""
+    """Description of files with the same ending: ".heic files"."""
     return f"{suffix_of(name)} files" if suffix_of(name) else "files without an ending"
 
 
 def formats_in_words(names: Iterable[str]) -> str:
-    """The endings of files and how many have each: ".heic (12), .txt (1)"."""
+    """The endings of files with their counts: ".heic (12), .txt (1)"."""
     counts = Counter(suffix_of(name) or "no ending" for name in names)
     return ", ".join(f"{suffix} ({count})" for suffix, count in sorted(counts.items()))

@@ -1,11 +1,7 @@
-"""What the place of a file says of its class; decided on names alone.
+"""Classes of images by their folders, from names alone; docs/folders.md has the rules.
 
-- The class of an image is the first folder below the root or the split, however deep the image lies:
-  cats/persian/0.png is of class cats, n01443537/images/0.JPEG of n01443537.
-- An image above all folders has no class. If all are such, there are no classes.
-- If some images have a class and others do not, if a class has no images, or if one folder is linked under
-  two classes, there is no telling what the labels are; that is a `problem`.
-- Folders 00000, 00001, … of img00000000.png, … are how a `dataset.json` numbers its files, and no classes.
+The class is the first folder below the root or the split. Ambiguous labels are reported as a `problem`, an
+error only for users who want labels.
 """
 
 import re
@@ -19,17 +15,17 @@ from tvmatch.data.images.folders.splits import SPLIT_OF, look_like_splits
 
 FLAT = "its images lie in no subfolders"
 _NUMBERED = re.compile(r"\d{5}/img\d{8}\.\w+")
-_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # of Unicode: control characters, halves of one, ends of lines
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
 
 
 class FolderLabels(NamedTuple):
-    """What `labels_by_folder` finds.
+    """Result of `labels_by_folder`.
 
     Attributes:
-        class_names: in alphabetical order, None if there are none.
-        labels: the number of each image's class, None without classes.
-        why_none: why there are no classes, "" if there are some.
-        problem: what keeps the labels from being told, for those who want them; "" if nothing does.
+        class_names: in alphabetical order, None without classes.
+        labels: class number of each image, None without classes.
+        why_none: why there are no classes, "" if there are classes.
+        problem: why labels are ambiguous, "" if they are not.
     """
 
     class_names: tuple[str, ...] | None
@@ -45,13 +41,13 @@ def labels_by_folder(
     again: Mapping[str, str],
     where: str,
 ) -> FolderLabels:
-    """The classes of images by their folders; see the module.
+    """Find the classes of images by their folders.
 
     Args:
-        images: names of the images from the root or split on, with "/" between folders.
-        others: names of files that are no images.
+        images: names of the images relative to the root or split, with "/" between folders.
+        others: names of the other files.
         folders: names of all folders.
-        again: links to folders that are among `folders`, and to which.
+        again: names of folders in `folders` that are links to other ones, with their targets.
         where: path of the root or split, for messages.
     """
     none: list[int | None] = [None] * len(images)
@@ -80,11 +76,8 @@ def class_of(name: str) -> str:
 
 
 def splits_within_classes(images: Sequence[str]) -> str:
-    """Folders in a class, however deep, that are splits or look like some: "train and test of cats".
-
-    "" if there are none. All images of a class are taken together, those of a test split too.
-    """
-    inside: dict[str, dict[str, None]] = {}  # the folders in each
+    """Folders within a class that are or resemble splits, as in "train and test of cats"; "" without any."""
+    inside: dict[str, dict[str, None]] = {}  # subfolders of each folder
     for path in dict.fromkeys(image.rpartition("/")[0] for image in images):
         folders = path.split("/")
         for depth in range(1, len(folders)):

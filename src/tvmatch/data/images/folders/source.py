@@ -1,4 +1,4 @@
-"""A folder of images as a listing: its splits, its classes, and what is left out."""
+"""List a folder of images: its splits, its classes, and the files that are left out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +18,15 @@ from tvmatch.errors import InputError, name_of
 
 
 def choose_split(root: Path, tree: Tree, split: str) -> str:
-    """The folder of a split below the root of a data set, "" if the whole is that split.
+    """The folder of a split relative to the root of a data set, "" if the whole data set is that split.
 
     Args:
-        root: the data set's folder.
-        tree: what lies in it.
-        split: the name of a split or, where names are unclear, of a folder.
+        root: folder of the data set.
+        tree: its content.
+        split: name of the split, or of a folder if names are ambiguous.
 
     Raises:
-        InputError: there is no such split, or it cannot be told from other folders.
+        InputError: there is no such split, or names are ambiguous.
     """
     top = level(root)
     images, _ = parted(tree.files)
@@ -37,12 +37,12 @@ def choose_split(root: Path, tree: Tree, split: str) -> str:
 
 
 def list_images(root: Path, folder: str, tree: Tree) -> tuple[Listing, str]:
-    """The images of a split, folder by folder, with their classes, and a stamp of their files.
+    """The images of a split, folder by folder, with their classes, and a stamp that changes with the files.
 
     Args:
-        root: the data set's folder.
-        folder: that of the split in it, "" if it is the whole.
-        tree: what lies in that.
+        root: folder of the data set.
+        folder: of the split, relative to the root; "" for the whole data set.
+        tree: content of that folder.
 
     Raises:
         InputError: a file cannot be read, there are no images, or a class holds splits.
@@ -62,14 +62,14 @@ def list_images(root: Path, folder: str, tree: Tree) -> tuple[Listing, str]:
 
 
 def parted(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files that are images by their names, and the others."""
+    """Names of images, and of other files."""
     suffixes = image_suffixes()
     images = [name for name in files if suffix_of(name) in suffixes]
     return images, [name for name in files if suffix_of(name) not in suffixes]
 
 
 def without(left_out: LeftOut, others: Sequence[str]) -> LeftOut:
-    """What is left out, and files that are no images by their names."""
+    """`left_out` together with files that are not images."""
     together = LeftOut(left_out)
     for name in others:
         together.add(files_like(name), name)
@@ -77,25 +77,25 @@ def without(left_out: LeftOut, others: Sequence[str]) -> LeftOut:
 
 
 def described(others: Sequence[str]) -> str:
-    """What there is in place of images, for a message."""
+    """The formats of other files, for a message about missing images."""
     return f", but {formats_in_words(others)}" if others else ""
 
 
 def check_classes_hold_no_splits(images: Sequence[str], where: str) -> None:
-    """Refuse splits below classes.
+    """Refuse splits within classes.
 
     Raises:
-        InputError: naming them.
+        InputError: names them.
     """
     within = splits_within_classes(images)
     if within:
         raise InputError(
             "data.path",
-            f"{where} holds {within}: splits are folders of the data set, above its classes; move "
+            f"{where} holds {within}: splits must be folders above the classes; move "
             f"them there, or give the folder that holds them as {name_of('data.path')}",
         )
 
 
 def _all_folders(tree: Tree) -> list[str]:
-    """With links that are not walked through a second time, which may name a class."""
+    """All folders, including links to folders listed elsewhere, which may name a class."""
     return [*tree.folders, *tree.again]

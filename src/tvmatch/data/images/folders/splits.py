@@ -1,12 +1,6 @@
-"""Which folders or files at the top of a data set are its splits, by their names alone.
+"""Splits of a data set among the folders at its top, from names alone; docs/folders.md has the rules.
 
-- A folder called as in `SPLIT_NAMES` (whatever the case of its letters) is that split.
-- Without any such folder all is one split, "train".
-- Names that are no split's beside names that are, or names that only look like splits (train_set and
-  test_set, train2017 and val2017, train and holdout), are refused: taken as classes, or as one split, test
-  images would be trained on. One of them can be chosen by its own name.
-- "train" is a class, too (of vehicles), where it holds images just as folders of other names beside it do;
-  and "valid" is one beside "invalid".
+Ambiguous names are refused, because reading them as classes, or all as one split, could train on test images.
 """
 
 import re
@@ -38,8 +32,8 @@ _LIKE = {
 
 
 def kind_of_split(name: str) -> str | None:
-    """What a name looks like to people: "training" (DIV2K_train_HR, trainA, train_station), "holding out"
-    (val2017, held_out), or neither.
+    """The kind of split that a name resembles: "training" (DIV2K_train_HR, trainA, train_station), "holding
+    out" (val2017, held_out), or None.
     """
     words = re.findall("[a-z]+", name.lower())
     parts = [part.lower() for part in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
@@ -49,23 +43,23 @@ def kind_of_split(name: str) -> str | None:
 
 
 def _means_a_split(name: str) -> bool:
-    """Whether all of a name is of splits and data: test_images, but not test_tube."""
+    """Whether all words of a name are about splits and data: test_images, but not test_tube."""
     letters = "".join(re.findall("[a-z]+", name.lower()))
     return any(like.fullmatch(letters) for like in _LIKE.values())
 
 
 def _are_splits(names: Collection[str]) -> bool:
-    """Whether these are splits rather than classes, as far as names tell."""
+    """Whether these are probably splits rather than classes."""
     return any(map(_means_a_split, names)) or (bool(names) and all(map(kind_of_split, names)))
 
 
 class Splits(NamedTuple):
-    """What `find_splits` finds.
+    """Result of `find_splits`.
 
     Attributes:
-        known: the folders of each split; empty if the whole is one split.
-        other: folders that are no split's by their names, which can be chosen by them.
-        problem: why no split can be chosen but by a folder's own name, "" if all is clear.
+        known: folders of each split; empty if the whole data set is one split.
+        other: further folders, which can be chosen by name.
+        problem: why splits are ambiguous, so that only folders can be chosen; "" if they are not.
     """
 
     known: dict[str, list[str]]
@@ -73,14 +67,14 @@ class Splits(NamedTuple):
     problem: str
 
     def choose(self, split: str, path: str) -> str:
-        """The folder of a split, "" for the whole.
+        """The folder of a split, "" for the whole data set.
 
         Args:
-            split: its name, or that of a folder.
+            split: name of the split, or of a folder.
             path: of the data set, for messages.
 
         Raises:
-            InputError: there is no such split, or it cannot be told which folder it is.
+            InputError: there is no such split, or it is ambiguous.
         """
         wanted = SPLIT_OF.get(split.lower(), split)
         if split in self.other or (self.problem and split != "train" and split in self._folders()):
@@ -103,15 +97,15 @@ class Splits(NamedTuple):
         return [folder for folders in self.known.values() for folder in folders]
 
 
-ONE_SPLIT = Splits({}, [], "")  # of a data set that is one split as a whole
+ONE_SPLIT = Splits({}, [], "")  # the whole data set is "train"
 
 
 def find_splits(root: Level, inside: Callable[[str], Level], path: str) -> Splits:
-    """The splits among the folders of a data set's root.
+    """Find the splits among the folders at the root of a data set.
 
     Args:
-        root: what lies in it; of its folders those that hold images, and those called like splits.
-        inside: what lies in a folder of it; asked for the training split alone.
+        root: content of the root; of its folders, those that hold images or are named like splits.
+        inside: gives the content of a folder of the root; called for the training split only.
         path: of the data set, for messages.
     """
     names = root.folders
@@ -134,7 +128,7 @@ def find_splits(root: Level, inside: Callable[[str], Level], path: str) -> Split
 
 
 def look_like_splits(names: Collection[str]) -> list[str]:
-    """Those names that look like splits; none unless they are of both kinds, for training and held out."""
+    """The names that resemble splits; none unless both kinds occur, for training and for holding out."""
     both = {"training", "holding out"}
     for alike in ([name for name in names if _means_a_split(name)], list(names)):
         if {kind_of_split(name) for name in alike} == both:

@@ -1,7 +1,6 @@
-"""Walks a folder of images: every file once, in the order of the names, whatever links lie in it.
+"""Walk a folder of images: every file once, in the order of names, whatever links it contains.
 
-What operating systems and their programs leave behind is left out and counted: hidden files and folders
-(.DS_Store, .thumbnails), folders named @… (@eaDir) and __… (__MACOSX), and the names of `_SYSTEM`.
+Hidden and system files are left out and counted; docs/folders.md lists them.
 """
 
 import heapq
@@ -28,13 +27,13 @@ TO_NOTHING = "links to nothing"
 
 
 class Tree(NamedTuple):
-    """What lies below a folder; all names are relative to it, with "/" between folders.
+    """The content of a folder and its subfolders; names are relative to it, with "/" between folders.
 
     Attributes:
         files: all but hidden ones, sorted folder by folder.
-        folders: all that were walked through, sorted likewise; without the root.
-        again: links to folders that were walked through elsewhere, and under which name.
-        left_out: what is in none of these.
+        folders: all visited ones, sorted, without the root.
+        again: links to folders visited elsewhere, with the name of the visit.
+        left_out: everything else.
     """
 
     files: list[str]
@@ -44,11 +43,11 @@ class Tree(NamedTuple):
 
 
 class Level(NamedTuple):
-    """What lies directly in a folder.
+    """The direct content of a folder.
 
     Attributes:
-        folders: names of its folders, sorted, hidden ones left out.
-        images: names of its files that are images.
+        folders: names of its folders, sorted, without hidden ones.
+        images: names of its images, sorted.
     """
 
     folders: list[str]
@@ -56,15 +55,15 @@ class Level(NamedTuple):
 
 
 def is_hidden(name: str, *, folder: bool) -> bool:
-    """Whether a file or folder is none of the user's data by its name."""
+    """Whether a name is that of a hidden or system file or folder."""
     return name.startswith((".", "@", "__") if folder else ".") or name.lower() in _SYSTEM
 
 
 def walk(root: Path) -> Tree:
-    """Everything below a folder, through links to folders too.
+    """List a folder and its subfolders, following links to folders.
 
-    No folder is walked through twice, so that links in a circle end and images count once. Folders come
-    before links to them, so that what is called a second time does not depend on the names of links.
+    No folder is visited twice, so cycles of links end and images count once. Folders are visited before links
+    to them, so the result does not depend on the names of links.
 
     Raises:
         InputError: a folder cannot be read.
@@ -100,7 +99,7 @@ def walk(root: Path) -> Tree:
             elif _is(entry, "file"):
                 tree.files.append(name)
             elif not os.path.exists(entry.path):
-                if suffix_of(name):  # kept: whoever reads the file tells of it
+                if suffix_of(name):  # kept: reading the file will report it
                     tree.files.append(name)
                 else:  # perhaps to a folder
                     tree.left_out.add(TO_NOTHING, name)
@@ -112,10 +111,10 @@ def walk(root: Path) -> Tree:
 
 
 def level(folder: Path) -> Level:
-    """What lies directly in a folder.
+    """List the direct content of a folder.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the folder cannot be read.
     """
     folders, images = [], []
     for entry in _entries(os.fspath(folder)):
@@ -130,10 +129,10 @@ def level(folder: Path) -> Level:
 
 
 def stamp(path: str) -> str:
-    """Time of change and size of a file, which tell one state of it from another.
+    """Modification time and size of a file, to detect changes.
 
     Raises:
-        InputError: it cannot be read, such as a link to nothing.
+        InputError: the file cannot be read, for example a broken link.
     """
     try:
         status = os.stat(path)
@@ -155,10 +154,10 @@ def _entries(folder: str) -> Iterator["os.DirEntry[str]"]:
 
 
 def _is(entry: "os.DirEntry[str]", kind: str) -> bool:
-    """Whether an entry is a folder or a file, perhaps through a link; asks the disk for links alone."""
+    """Whether an entry is a folder or a file, also through a link; accesses the disk for links only."""
     try:
         return entry.is_dir() if kind == "folder" else entry.is_file()
-    except OSError:  # links that lead to each other
+    except OSError:  # a cycle of links
         return False
 
 
