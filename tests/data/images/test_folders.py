@@ -486,7 +486,7 @@ def test_a_folder_that_imagenet_has_not_makes_no_class_of_all_of_it() -> None:
     mk(f"{inner}/train/{{n00000001,n00000002}}/0.png", f"{inner}/{{val,test}}/{{0,1}}.png")
     assert found("net") == (2, ("n00000001", "n00000002"))
     Path(inner, "train/more").mkdir()
-    refused("net", "holds test and train and val of ILSVRC/Data/CLS-LOC: splits must be folders above the")
+    refused("net", "holds test and train and val of ILSVRC/Data/CLS-LOC: splits must be folders above")
     refused(inner, f"{inner}/train/more is empty: a class without images")
     Path(inner, "train/more").rmdir()
     Path(inner, "train/n00000002").rename(Path(inner, "train/tench"))
