@@ -72,9 +72,9 @@ class TestLabels:
             (model(), "data", "labels_from: this checkpoint does not record how many"),
             (model(0), "uniform", "labels_from: this model has no classes"),
             (model(), "even", "labels_from: must be data or uniform, got 'even'"),
-            (model(class_counts=[1, 2]), "data", "are no numbers of elements of 4 classes"),
-            (model(class_counts=[0] * 4), "data", "are no numbers of elements of 4 classes"),
-            (model(class_counts=[1, 2, -3, 4.5]), "data", "are no numbers of elements of 4 classes"),
+            (model(class_counts=[1, 2]), "data", "must be 4 whole numbers, not all 0"),
+            (model(class_counts=[0] * 4), "data", "must be 4 whole numbers, not all 0"),
+            (model(class_counts=[1, 2, -3, 4.5]), "data", "must be 4 whole numbers, not all 0"),
         ],
     )
     def test_what_cannot_be(self, made: TrainedModel, source: Any, message: str) -> None:

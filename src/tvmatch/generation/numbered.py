@@ -1,4 +1,4 @@
-"""Samples by their numbers: sample k has noise and label of its own, however many are drawn at a time."""
+"""Samples by number: noise and label of sample k depend on (seed, k) only, not on the batch size."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -12,30 +12,30 @@ from tvmatch.seeds import RowDraws
 from tvmatch.trained_model import TrainedModel
 
 LabelsFrom = Literal["data", "uniform"]
-"""Labels drawn at random: as often as in the training data, or all classes alike."""
+"""Draw labels with the class frequencies of the training data, or uniformly."""
 
 Labels = Callable[[range], list[int] | None]
 """Class numbers of the samples of these numbers; None for a model without classes."""
 
 
 def labels_in_turn(classes: Sequence[int] | None) -> Labels:
-    """Sample k has class k mod K of `classes`, K being their number."""
+    """Sample k has class k mod K of the K `classes`."""
     if classes is None:
         return lambda numbers: None
     return lambda numbers: [classes[k % len(classes)] for k in numbers]
 
 
 def sample_labels(model: TrainedModel, labels_from: LabelsFrom | None, seed: int) -> Labels:
-    """Which class each sample has.
+    """The class of each sample, by its number.
 
     Args:
         model: its checkpoint records how many elements of each class it was trained on.
-        labels_from: None gives sample k the class k mod K; else it is drawn for (seed, k) alone.
+        labels_from: None gives sample k class k mod K; otherwise its class is drawn from (seed, k).
         seed: of the draws.
 
     Raises:
-        InputError: if labels are to be drawn for a model without classes, or as in data of which the
-            checkpoint does not say how many elements each class has.
+        InputError: if the model has no classes to draw from, or `labels_from` is "data" and the checkpoint
+            does not record the class frequencies.
     """
     count = model.spec.class_count
     if labels_from is None:
@@ -59,15 +59,14 @@ def _class_counts(model: TrainedModel) -> list[int]:
     if counts is None:
         raise InputError(
             "labels_from",
-            "this checkpoint does not record how many elements each class had in training (nor "
-            "do imported ones and those of earlier versions); uniform draws all classes alike",
+            "this checkpoint does not record how many elements each class had in training (imported "
+            "checkpoints never do); use uniform to draw all classes equally often",
         )
     whole = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
     if not whole or len(counts) != model.spec.class_count or sum(counts) == 0:
         raise InputError(
             "labels_from",
-            "the class_counts of the checkpoint are no numbers of elements of "
-            f"{model.spec.class_count} classes",
+            f"class_counts of the checkpoint must be {model.spec.class_count} whole numbers, not all 0",
         )
     return list(counts)
 
@@ -81,7 +80,7 @@ def numbered_samples(
     guidance: float | None = None,
     seed: int = 0,
 ) -> Callable[[range], Tensor]:
-    """A function that draws the samples of consecutive numbers, all of them at a time."""
+    """A function that draws the samples of consecutive numbers in one batch."""
 
     def samples(numbers: range) -> Tensor:
         classes = labels(numbers)

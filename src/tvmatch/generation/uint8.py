@@ -1,4 +1,4 @@
-"""How images in [0, 1] become bytes."""
+"""Conversion of images in [0, 1] to bytes."""
 
 from typing import Literal
 
@@ -8,14 +8,13 @@ from torch import Tensor
 from tvmatch.errors import InputError
 
 Uint8 = Literal["round", "truncate"]
-"""How images become bytes: to the nearest, or to the one below, which is half a level darker on average."""
-
+"""Round to the nearest byte, or down, which makes images half a level darker on average."""
 
 ROUNDING: dict[Uint8, str] = {
     "round": "round(255 x) clipped to 0 … 255",
     "truncate": "floor(255 x) clipped to 0 … 255",
 }
-"""The same for provenance."""
+"""Descriptions for the provenance of metrics."""
 
 
 def check_uint8(rule: str) -> None:
@@ -25,9 +24,9 @@ def check_uint8(rule: str) -> None:
 
 
 def as_uint8(images: Tensor, rule: Uint8 = "round") -> Tensor:
-    """Images in [0, 1], (B, C, H, W), as uint8 of this shape on the CPU.
+    """Convert images in [0, 1], (B, C, H, W), to uint8 of the same shape on the CPU.
 
-    Bytes that were divided by 255 come back exactly if they are rounded, one lower at times if truncated.
+    Rounding restores bytes that were divided by 255 exactly; truncating may give the byte below.
 
     Raises:
         InputError: for another shape, or a pixel that is not finite.
@@ -44,9 +43,7 @@ def as_uint8(images: Tensor, rule: Uint8 = "round") -> Tensor:
 
 
 def to_bytes(images: Tensor, rule: Uint8 = "round") -> Tensor:
-    """Images in [0, 1], (B, 1 or 3, H, W), as the uint8 (B, 3, H, W) that a PNG file would hold.
-
-    Grey images get three equal channels.
+    """Convert images in [0, 1], (B, 1 or 3, H, W), to uint8 (B, 3, H, W); grey is repeated three times.
 
     Raises:
         InputError: for another number of channels, or a pixel that is not finite.
