@@ -21,7 +21,7 @@ from torch import Tensor
 import tvmatch.demo
 from tvmatch.cli import main
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
-from tvmatch.demo.generation import MAX_SEED, Demonstration, Request, steps_name, time_name
+from tvmatch.demo.generation import Demonstration, Request, steps_name, time_name
 from tvmatch.errors import InputError
 from tvmatch.models import MLP, MLPConfig
 from tvmatch.pictures import image_grid
@@ -139,12 +139,6 @@ def test_bad_values(change: dict[str, Any], message: str) -> None:
         list(shown.results(shown.request(**(good | change))))
 
 
-def test_the_seed_after_the_last_is_the_first() -> None:
-    shown = Demonstration(image_model())
-    assert shown.next_seed(shown.request(seed=41, steps=[1], count=1)) == 42
-    assert shown.next_seed(shown.request(seed=MAX_SEED, steps=[1], count=1)) == 0
-
-
 def test_pictures_of_images_are_grids() -> None:
     shown = Demonstration(image_model())
     samples = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -165,7 +159,7 @@ def test_points_lie_where_they_belong_whatever_the_others() -> None:
         rows, columns = np.indices(ink.shape) + 0.5
         x, y = (columns * ink).sum() / ink.sum() / width, 1 - (rows * ink).sum() / ink.sum() / height
         assert (x, y) == (pytest.approx(0.7, abs=1 / width), pytest.approx(0.6, abs=1 / height))  # a pixel
-    with pytest.raises(InputError, match="points: a coordinate is not finite"):
+    with pytest.raises(InputError, match="points: has a non-finite coordinate"):
         shown.picture(torch.tensor([[0.0, torch.inf]]))
 
 
@@ -261,7 +255,10 @@ def test_bad_options(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for options, message in (
-            ([f"--port={port}"], f"port: {port} is in use on 127.0.0.1; give another, or 0 for any free one"),
+            (
+                [f"--port={port}"],
+                f"port: {port} is in use on 127.0.0.1; choose another, or 0 for any free port",
+            ),
             (["--port=65536"], "port: must be from 0 to 65535, got 65536"),
             (["--host=127.0.0.1.5", "--port=0"], "host: cannot listen on '127.0.0.1.5'"),
         ):

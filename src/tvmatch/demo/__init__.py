@@ -1,1 +1,1 @@
-"""A page to look at a trained model: what it computes, the page itself, and the server."""
+"""A web page that shows samples of a trained model."""

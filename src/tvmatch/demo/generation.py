@@ -1,38 +1,36 @@
-"""What the page computes: the same samples at several numbers of steps, with their time."""
+"""The samples that the page shows: the same noise at several numbers of steps, with timing."""
 
 import math
 import operator
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from tvmatch.errors import InputError
-from tvmatch.pictures import image_grid
+from tvmatch.pictures import image_grid, points_square
 from tvmatch.trained_model import TrainedModel
 
 MAX_STEPS = 8
-MAX_SEED = 2**53 - 1  # a browser's numbers are float64
-_BATCH = {"images": 16, "points": 10_000}  # bounds the memory that large images take
-_WINDOW = 2.5  # standard deviations shown on either side of the mean of points
+MAX_SEED = 2**53 - 1  # numbers of a browser are float64
+_BATCH = {"images": 16, "points": 10_000}  # samples at a time, which limits memory
+_WINDOW = 2.5  # half width of the plot of points, in standard deviations of the data
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for; `Demonstration.request` makes valid ones.
+    """Checked options of the page, made by `Demonstration.request`.
 
     Attributes:
-        label: a class number, or None for all classes in turn or a model without classes.
+        label: a class number; None for all classes in turn, or for a model without classes.
         seed: of the noise.
         steps: numbers of network evaluations, increasing.
         count: number of samples.
-        guidance: weight w, or None for the model's own.
+        guidance: weight w; None for the model's default.
     """
 
     label: int | None
@@ -44,12 +42,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """The samples of one number of steps.
+    """The samples for one number of steps.
 
     Attributes:
-        steps: network evaluations of each sample.
-        samples: images (n, C, H, W) in [0, 1] or points (n, 2); sample k has the same noise at any `steps`.
-        seconds: wall time of all of it: noise, network, decoding, the way to the CPU's memory.
+        steps: network evaluations a sample.
+        samples: images (n, C, H, W) in [0, 1] or points (n, 2); the noise of sample k does not depend on
+            `steps`.
+        seconds: wall time of drawing all samples: noise, network, decoding, transfer to the CPU.
     """
 
     steps: int
@@ -58,20 +57,20 @@ class Result:
 
     @property
     def milliseconds(self) -> float:
-        """Wall time over the number of samples, which are drawn in batches."""
+        """Wall time divided by the number of samples."""
         return 1000 * self.seconds / len(self.samples)
 
 
 @dataclass
 class Demonstration:
-    """A model as the page uses it: how many samples, which choices, what they give.
+    """A model together with the limits and defaults of the page.
 
     Attributes:
-        model: what is shown.
-        drawing: whether a thread is at work on samples now.
+        model: to draw samples from.
+        drawing: whether a thread is drawing samples now.
 
     Raises:
-        InputError: for latents without an autoencoder, and points that are not in the plane.
+        InputError: for a model of latents without an autoencoder, or of points that are not in the plane.
     """
 
     model: TrainedModel
@@ -82,7 +81,7 @@ class Demonstration:
         spec = self.model.spec
         if spec.kind == "latents" and not self.model.gives_images:
             raise InputError(
-                "autoencoder", "this model generates latents, which only an autoencoder makes images"
+                "autoencoder", "this model generates latents; an autoencoder is needed to decode them"
             )
         if spec.kind == "points" and spec.shape != (2,):
             raise InputError(
@@ -91,17 +90,17 @@ class Demonstration:
 
     @property
     def unit(self) -> str:
-        """What the samples are: "images" or "points"."""
+        """The kind of sample: "images" or "points"."""
         return "images" if self.model.gives_images else "points"
 
     @property
     def max_count(self) -> int:
-        """The most samples of one request."""
+        """Largest number of samples of one request."""
         return 64 if self.model.gives_images else 10_000
 
     @property
     def default_count(self) -> int:
-        """Samples that come quickly and can be told apart side by side."""
+        """Number of samples when the page opens."""
         if not self.model.gives_images:
             return 2000
         return 16 if max(self.model.output_shape[1:]) <= 64 else 4
@@ -109,10 +108,10 @@ class Demonstration:
     def request(
         self, seed: Any, steps: Sequence[Any] | None, count: Any, label: Any = None, guidance: Any = None
     ) -> Request:
-        """Check what came from the page, where a number may be a float or missing.
+        """Check the values of the page's controls, where a number may be a float or missing.
 
         Raises:
-            InputError: naming what is wrong; `results` does so for a guidance that the model does not take.
+            InputError: for an invalid value. `results` raises it for a guidance weight out of range.
         """
         spec = self.model.spec
         if not steps:
@@ -128,19 +127,14 @@ class Demonstration:
             guidance=guidance,
         )
 
-    def next_seed(self, request: Request) -> int:
-        """The seed after that of `request`, and 0 after the last."""
-        return (request.seed + 1) % (MAX_SEED + 1)
-
     def results(self, request: Request) -> Iterator[Result]:
-        """One result after another, by increasing number of steps.
+        """Yield the result for each number of steps, in increasing order.
 
-        The first time that a number of samples is asked for, one evaluation of them runs before the clock
-        starts: it pays for what is set up once, such as loading kernels.
+        Before the first request of a given number of samples is timed, one evaluation runs as a warm-up.
 
         Raises:
-            InputError: for a guidance that the model does not take, or if the samples do not fit into the
-                device's memory.
+            InputError: for a guidance weight out of range, or if the samples do not fit into the memory of
+                the device.
         """
         if request.count not in self._warm:
             self._sample(request, 1)
@@ -169,34 +163,17 @@ class Demonstration:
             self.drawing = False
 
     def picture(self, samples: Tensor) -> Image.Image:
-        """Images in a nearly square grid, points as dots.
+        """Images in a nearly square grid, or points in a square around the mean of the data.
 
         Raises:
             InputError: for samples that are not finite.
         """
         if self.model.gives_images:
             return image_grid(samples, math.ceil(math.sqrt(len(samples))))
-        return self._points_picture(samples)
-
-    def _points_picture(self, points: Tensor) -> Image.Image:
-        """Dots in a square about the mean of the data, the same one whatever the samples."""
-        if not points.isfinite().all():
-            raise InputError("points", "a coordinate is not finite")
-        (x, y), half = self.model.spec.mean, _WINDOW * max(self.model.spec.std)
-        figure = Figure(figsize=(4, 4), dpi=120, facecolor="white")
-        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-        size = min(12.0, max(1.0, 9000 / len(points)))
-        axes.scatter(
-            points[:, 0].numpy(), points[:, 1].numpy(), s=size, color="#2f6fb5", alpha=0.55, linewidths=0
-        )
-        axes.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
-        axes.set_axis_off()
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png")
-        return Image.open(buffer).convert("RGB")
+        return points_square(samples, self.model.spec.mean, _WINDOW * max(self.model.spec.std))
 
     def facts(self) -> dict[str, str]:
-        """What a visitor may want to know of the model, by its name."""
+        """Properties of the model for the head of the page, by name."""
         model, spec = self.model, self.model.spec
         parameters = sum(parameter.numel() for parameter in model.network.parameters())
         own, device = model.guidance, model.device
@@ -220,12 +197,12 @@ def steps_name(steps: int) -> str:
 
 
 def time_name(milliseconds: float) -> str:
-    """Three digits and a unit: 0.12 ms, 45.6 ms, 7.89 s."""
+    """Three significant digits and a unit: 0.123 ms, 45.6 ms, 7.89 s."""
     return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds / 1000:.3g} s"
 
 
 def _whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """What the page sends for a whole number: an int, or a float without a fraction."""
+    """Convert a value of the page, an int or a float without a fraction, to a whole number in a range."""
     try:
         number = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
     except TypeError:

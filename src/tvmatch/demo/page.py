@@ -1,4 +1,4 @@
-"""The page: choices on one side, samples beside each other by number of steps on the other."""
+"""The page: controls on the left, samples for each number of steps on the right."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,8 +23,8 @@ from tvmatch.demo.generation import (
 from tvmatch.errors import InputError
 
 DEFAULT_STEPS = [1, 2, 4]
-_HOUR = 3600  # seconds that pictures are kept at least
-_ALL_CLASSES = -1  # as a value of the control, which cannot be None
+_HOUR = 3600  # seconds; pictures are deleted after one to two hours
+_ALL_CLASSES = -1  # value of the class control, which cannot be None
 
 _STYLE = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto; }
@@ -51,7 +51,7 @@ _STYLE = """
 @media (hover: hover) { #results .result:not(:hover, :focus-within) .icon-button-wrapper { opacity: 0; } }
 """
 
-# What is typed into the list of classes searches it, and shall replace what stands there.
+# Select the text of the class control on focus, so that typing replaces it and searches the list.
 _SCRIPT = """
 () => document.addEventListener("focusin", event => {
   if (event.target.matches("#class input")) setTimeout(() => event.target.select());
@@ -60,7 +60,7 @@ _SCRIPT = """
 
 
 def application(demonstration: Demonstration, name: str) -> FastAPI:
-    """The page as an ASGI application: nothing is shared, reported to anyone, or fetched from elsewhere."""
+    """The page as an ASGI application, without Gradio's analytics, sharing or external resources."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     application = FastAPI()
     gr.mount_gradio_app(
@@ -80,10 +80,7 @@ def application(demonstration: Demonstration, name: str) -> FastAPI:
 
 
 def build_page(demonstration: Demonstration, name: str) -> gr.Blocks:
-    """The page of a model called `name`; it shows first samples as soon as it is open.
-
-    One request is computed at a time, whatever the number of visitors.
-    """
+    """Build the page of a model called `name`. It draws samples when it opens, one request at a time."""
     page = gr.Blocks(title=f"{name} – tvmatch", analytics_enabled=False, delete_cache=(_HOUR, _HOUR))
     with page:
         gr.HTML(_heading(demonstration, name), elem_id="heading")
@@ -97,7 +94,7 @@ def build_page(demonstration: Demonstration, name: str) -> gr.Blocks:
                 with gr.Row(elem_id="results", elem_classes=_kind(demonstration)):
                     slots = [_Slot() for _ in range(MAX_STEPS)]
                 status = gr.HTML(elem_id="status")
-        seed: Any = controls["seed"]  # Gradio makes the methods of its events when it is imported
+        seed: Any = controls["seed"]  # Any, because Gradio adds the methods of its events at run time
 
         def request(values: Mapping[Any, Any]) -> Request:
             choices = {name: values[control] for name, control in controls.items()}
@@ -106,13 +103,13 @@ def build_page(demonstration: Demonstration, name: str) -> gr.Blocks:
             return demonstration.request(**choices)
 
         def show(values: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
-            """Fill one slot after another; what is on the page stays if the request is a mistake."""
+            """Fill one slot after another. An invalid request leaves the page unchanged."""
             with _messages():
                 yield from _updates(demonstration, request(values), slots, status)
 
         def next_seed(values: Mapping[Any, Any]) -> int:
             with _messages():
-                return demonstration.next_seed(request(values))
+                return request(values).seed + 1
 
         outputs = {status, *(part for slot in slots for part in slot.parts)}
         options: dict[str, Any] = {
@@ -134,7 +131,7 @@ def build_page(demonstration: Demonstration, name: str) -> gr.Blocks:
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """A mistake of the visitor becomes a message on the page."""
+    """Show an `InputError` as a message on the page."""
     try:
         yield
     except InputError as error:
@@ -142,7 +139,7 @@ def _messages() -> Iterator[None]:
 
 
 class _Slot:
-    """The place of one number of steps: a caption above a picture; the style hides it without a caption."""
+    """The caption and picture of one number of steps; `_STYLE` hides a slot without a caption."""
 
     def __init__(self) -> None:
         with gr.Column(elem_classes="result"):
@@ -158,18 +155,18 @@ class _Slot:
         self.parts = (self.caption, self.picture)
 
     def file(self, picture: Image.Image, name: str) -> str:
-        """Write a picture to Gradio's folder, once for all updates that show it."""
+        """Write a picture to Gradio's folder and return its path."""
         return str(save_pil_to_cache(picture, self.picture.GRADIO_CACHE, name, "png"))
 
 
 def _kind(demonstration: Demonstration) -> str:
-    """For the style: points get a frame, and the pixels of small images stay squares."""
+    """CSS class of the results: points get a frame, and small images are scaled without smoothing."""
     model = demonstration.model
     return "points" if not model.gives_images else "small" if max(model.output_shape) < 64 else "large"
 
 
 def _controls(demonstration: Demonstration) -> dict[str, gr.components.Component]:
-    """The inputs, by the arguments of `Demonstration.request`; only those that the model takes."""
+    """The controls that apply to the model, by argument of `Demonstration.request`."""
     model, unit = demonstration.model, demonstration.unit
     controls: dict[str, gr.components.Component] = {}
     if model.spec.class_names is not None:
@@ -192,8 +189,8 @@ def _controls(demonstration: Demonstration) -> dict[str, gr.components.Component
 def _updates(
     demonstration: Demonstration, request: Request, slots: list[_Slot], status: gr.HTML
 ) -> Iterator[dict[Any, Any]]:
-    """What changes on the page, as it changes: captions, then one picture with its time after another."""
-    # Each update repeats those before it: of two in quick succession Gradio may show the last alone.
+    """Yield updates of the page: first the captions, then one picture with its time after another."""
+    # Each update repeats the earlier ones, since Gradio may skip an update if the next follows quickly.
     shown: dict[Any, Any] = {status: _paragraph("Generating …")}
     for slot, steps in zip_longest(slots, request.steps):
         shown[slot.caption] = "" if steps is None else _caption(steps, None)
@@ -205,7 +202,7 @@ def _updates(
             shown[slot.picture] = slot.file(demonstration.picture(result.samples), name)
             yield shown
     except Exception:
-        yield {status: "", **{slot.caption: "" for slot in slots}}  # nothing is left waiting
+        yield {status: "", **{slot.caption: "" for slot in slots}}  # clear the captions of unfinished slots
         raise
     yield shown | {status: _paragraph(_about(demonstration, request))}
 
@@ -218,7 +215,7 @@ def _caption(steps: int, result: Result | None) -> str:
 
 
 def _about(demonstration: Demonstration, request: Request) -> str:
-    """What is on the page, and what its times are."""
+    """The sentence below the pictures."""
     names, unit = demonstration.model.spec.class_names, demonstration.unit
     number = f"{request.count:,} {unit if request.count > 1 else unit.removesuffix('s')}"
     if names is None:
@@ -229,8 +226,8 @@ def _about(demonstration: Demonstration, request: Request) -> str:
         which = f" of class {names[request.label]}"
     guidance = "" if request.guidance is None else f", guidance weight {request.guidance:g}"
     return (
-        f"{number}{which}, seed {request.seed}{guidance}. Each starts from the same noise at every number of "
-        "steps. The time is that of drawing all of them, divided by their number."
+        f"{number}{which}, seed {request.seed}{guidance}. Each sample has the same noise at every number of "
+        "steps. The time is that of drawing all samples, divided by their number."
     )
 
 
@@ -251,7 +248,7 @@ def _paragraph(text: str) -> str:
 
 
 def _theme() -> gr.themes.Base:
-    """Sober, with the system's own fonts: Gradio's others may be fetched from elsewhere."""
+    """A plain theme with system fonts; Gradio's default fonts would be downloaded."""
     return gr.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",

@@ -91,9 +91,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return dict(content["settings"])
     except FileNotFoundError:
         if _holds_samples(folder):
-            raise InputError(
-                "out", f"{folder} holds other files; remove it or choose another name"
-            ) from None
+            raise InputError("out", f"{folder} holds other files; remove it or choose another name") from None
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("out", f"{path} is not of this version ({error}); remove {folder}") from None

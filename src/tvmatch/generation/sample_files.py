@@ -20,7 +20,7 @@ from tvmatch import pictures
 from tvmatch.generation.uint8 import Uint8, as_uint8, to_bytes
 
 Layout = Literal["grid", "folder", "npz", "adm"]
-"""One PNG of all samples; one PNG a sample; an .npz file of float32; an .npz file of uint8 as ADM reads it."""
+"""One PNG of all samples; one PNG a sample; an .npz of float32; an .npz of uint8 as ADM reads it."""
 
 
 class SampleFiles(ABC):

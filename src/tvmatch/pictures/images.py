@@ -1,4 +1,4 @@
-"""Images side by side, and PNG files."""
+"""Grids of images, and PNG files."""
 
 from pathlib import Path
 
@@ -10,22 +10,23 @@ from torch import Tensor
 from tvmatch.errors import InputError
 from tvmatch.storage.files import replacing
 
-_CELL = 56  # pixels: about the smallest cell in which a person reads a digit at ease
-
-
+_CELL = 56  # pixels; about the smallest size at which a digit is easy to read
 _GAP = 4
 
 
-def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Image.Image:
-    """Images, (n, C, H, W) in [0, 1] or uint8, side by side in rows of `columns`; grey, or RGB where C = 3.
+def image_grid(images: Tensor, columns: int) -> Image.Image:
+    """Arrange images in rows of `columns`, 4 pixels apart.
 
-    Each pixel becomes a square of `scale` × `scale` equal pixels (nearest neighbour, so that a small
-    image is shown as it is). Without `scale` the longer side of a cell is brought near 56 pixels, and
-    images of that size or larger are left alone. Cells are 4 pixels apart; the last row may be short.
-    With another number of channels than 1 or 3, a cell shows the channels side by side in grey.
+    Images smaller than 56 pixels are enlarged by the whole factor that brings their longer side closest to
+    56 pixels (nearest neighbour).
+
+    Args:
+        images: (n, C, H, W), in [0, 1] or uint8; RGB for C = 3, grey for C = 1. For any other C, the channels
+            are shown side by side in grey.
+        columns: at least 1.
 
     Raises:
-        InputError: for no images, another shape, pixels outside [0, 1], `columns` or `scale` < 1.
+        InputError: for no images, another shape, pixels outside [0, 1] or `columns` < 1.
     """
     if images.ndim != 4 or 0 in images.shape:
         raise InputError("images", f"must have shape (n ≥ 1, C, H, W), got {tuple(images.shape)}")
@@ -39,10 +40,7 @@ def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Ima
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 2, 1, 3).flatten(2)[:, None]
     count, channels, height, width = images.shape
-    if scale is None:
-        scale = max(1, round(_CELL / max(height, width)))
-    elif scale < 1:
-        raise InputError("scale", f"must be at least 1, got {scale}")
+    scale = max(1, round(_CELL / max(height, width)))
     images = images.detach().cpu()
     rounded = images if is_bytes else (images.float() * 255).round().byte()
     pixels = rounded.permute(0, 2, 3, 1).numpy()
@@ -60,7 +58,7 @@ def image_grid(images: Tensor, columns: int, *, scale: int | None = None) -> Ima
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write `image` as PNG, whole or not at all: a former file stays until the new one is complete.
+    """Write `image` as PNG. An existing file is replaced only once the new one is complete.
 
     Raises:
         OSError: if the file cannot be written.

@@ -1,7 +1,6 @@
-"""Pictures a person can judge: grids of images, two-dimensional samples, training curves.
+"""Plots of two-dimensional samples and of training curves.
 
-Figures are drawn without Matplotlib's global state (`pyplot`): no display is needed, and threads do not
-disturb each other.
+Matplotlib's global state (`pyplot`) is not used, so plotting needs no display and is thread-safe.
 """
 
 import re
@@ -36,16 +35,16 @@ _LEGEND_LINES = 8
 def points_picture(
     data: Tensor, samples: Mapping[int, Tensor], trajectories: Tensor, path: str | Path
 ) -> None:
-    """Draw one row of panels: data, the samples for each number of steps, and paths from noise to data.
+    """Draw a row of panels: the data, the samples for each number of steps, and trajectories.
 
-    The panels of data and samples show the same window, a little larger than the data; samples that
-    fall outside are counted in the corner.
+    The panels of data and samples show the same window, slightly larger than the data. A number in the corner
+    counts the samples outside it.
 
     Args:
         data: real points, (n, 2).
-        samples: points, (n, 2), by the number of steps that made them.
-        trajectories: positions at m + 1 times of k points from noise (first) to data (last),
-            (m + 1, k, 2), as `TrainedModel.trajectory` returns them. About 100 paths stay readable.
+        samples: points, (n, 2), by number of steps.
+        trajectories: (m + 1, k, 2), positions of k points from noise (first) to data (last), as
+            `TrainedModel.trajectory` returns them. More than about 100 points are hard to read.
         path: of the PNG.
 
     Raises:
@@ -77,16 +76,31 @@ def points_picture(
     save_png(_render(figure), path)
 
 
-def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Draw how a training went: panels for losses, activations, gradient, tangent and learning rate.
+def points_square(points: Tensor, centre: Sequence[float], half_width: float) -> Image.Image:
+    """Points, (n, 2), as dots in a square window around `centre`, without axes.
 
-    Thin lines are the recorded numbers, thick ones their running mean over a thirtieth of the run.
+    Raises:
+        InputError: for another shape or non-finite coordinates.
+    """
+    figure = Figure(figsize=(4, 4), dpi=120, facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    _scatter(axes, _points("points", points), _BLUE)
+    x, y = centre
+    axes.set(xlim=(x - half_width, x + half_width), ylim=(y - half_width, y + half_width), aspect="equal")
+    axes.set_axis_off()
+    return _render(figure)
+
+
+def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """Plot the training log: losses, activations, gradient, tangent and learning rate, one panel each.
+
+    Thin lines are the recorded values, thick lines their running mean over a thirtieth of the run.
 
     Args:
-        history: rows as the training log writes them: `step` and any of `loss`, its terms by name,
-            `gradient_norm`, `learning_rate`, `modulation_norm/<name>` and `tangent_norm/<time bin>`.
-            A row may lack keys; a panel without any data is left out. All but the learning rate are
-            drawn on logarithmic axes, so zeros and non-finite numbers are left out.
+        history: rows of the training log: `step` and any of `loss`, its terms by name, `gradient_norm`,
+            `learning_rate`, `modulation_norm/<name>` and `tangent_norm/<time bin>`. Panels without data are
+            left out, and so are values that are not positive and finite: axes are logarithmic, except that
+            of the learning rate.
         path: of the PNG.
 
     Raises:
@@ -107,7 +121,7 @@ def training_curves(history: Sequence[Mapping[str, float]], path: str | Path) ->
     rows = -(-len(panels) // columns)
     figure = _figure(4.8 * columns, 3.4 * rows)
     grid = figure.add_gridspec(rows, columns)
-    spare = rows * columns - len(panels)  # the first panel, the losses, takes the room that is left
+    spare = rows * columns - len(panels)  # the first panel, the losses, is wider by this many columns
     for index, (title, curves) in enumerate(panels):
         cell = 0 if index == 0 else index + spare
         row, column = divmod(cell, columns)
@@ -177,7 +191,7 @@ def _draw_curves(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
 
 
 def _logarithmic(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic y axis whose numbers read 0.5, 1, 2, whether it spans a tenth or six decades."""
+    """A logarithmic y axis with readable tick labels for any range."""
     axes.set_yscale("log")
     decades = float(np.log10(high / low))
     if decades < 1:
@@ -188,7 +202,7 @@ def _logarithmic(axes: Axes, low: float, high: float) -> None:
 
 
 def _draw_paths(axes: Axes, paths: Floats, data: Floats) -> None:
-    """Lines from noise (rings) to samples (dots), bluer towards the samples, over pale data."""
+    """Lines from noise (rings) to samples (dots), from grey to blue, over pale data points."""
     axes.scatter(data[:, 0], data[:, 1], s=3, color=_PALE, linewidths=0, zorder=1)
     pieces = np.stack([paths[:-1], paths[1:]], axis=2).reshape(-1, 2, 2)  # (m · k, from and to, 2)
     when = np.repeat(np.arange(len(paths) - 1), paths.shape[1])
@@ -220,7 +234,7 @@ def _plane(axes: Axes, title: str, low: Floats, high: Floats) -> None:
 
 
 def _window(points: Floats) -> tuple[Floats, Floats]:
-    """Corners of a square a little larger than `points`."""
+    """Corners of a square slightly larger than `points`."""
     low, high = points.min(axis=0), points.max(axis=0)
     centre, half = (low + high) / 2, 0.58 * float((high - low).max()) + 1e-6
     return centre - half, centre + half
@@ -245,12 +259,12 @@ def _natural(key: str) -> list[tuple[int, float, str]]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of this size in inches."""
     return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
 def _render(figure: Figure) -> Image.Image:
-    # `savefig` looks for a canvas by the name of a backend, and may load pyplot on the way.
+    # Not `savefig`, which may import pyplot.
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
