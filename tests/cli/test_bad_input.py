@@ -108,8 +108,8 @@ def parquet_is_cut() -> None:
 
 CASES: dict[str, Case] = {
     # The command line itself
-    "no such command": Case(["trian"], "no command 'trian'; there are train, sample, evaluate"),
-    "no recipe": Case(["train"], "recipe: name one of checkerboard, cifar10, digits"),
+    "no such command": Case(["trian"], "no command 'trian'; commands are train, sample, evaluate"),
+    "no recipe": Case(["train"], "recipe: must be one of checkerboard, cifar10, digits"),
     "unknown recipe": Case(["train", "digit"], "recipe: no recipe 'digit'; there are"),
     "unknown option": Case([*TRAIN, "--optimiser.beta1=0"], "--optimiser.beta1: no such option"),
     "abbreviated option": Case([*TRAIN, "--training.batch=3"], "--training.batch: no such option"),
@@ -217,8 +217,8 @@ CASES: dict[str, Case] = {
     "no steps": Case(["sample", "run", "--steps=0"], "steps: must be at least 1, got 0"),
     "one of the steps is none": Case(["sample", "run", "--steps=1,-2"], "steps: must be at least 1, got -2"),
     "steps that are no numbers": Case(["sample", "run", "--steps=1,b"], "steps: must be whole numbers like"),
-    "steps twice": Case(["sample", "run", "--steps=2,2"], "steps: 2,2 names a number twice"),
-    "steps and times": Case(["sample", "run", "--steps=2", "--times=1,0"], "times: give a grid of times or"),
+    "steps twice": Case(["sample", "run", "--steps=2,2"], "steps: 2,2 contains a number twice"),
+    "steps and times": Case(["sample", "run", "--steps=2", "--times=1,0"], "times: cannot be combined with"),
     "times that rise": Case(["sample", "run", "--times=1,0.2,0.4,0"], "times: must decrease strictly from 1"),
     "times that are no numbers": Case(["sample", "run", "--times=1,x"], "times: must be numbers like"),
     "times that end early": Case(["sample", "run", "--times=1,0.5"], "times: must decrease strictly"),
@@ -230,8 +230,8 @@ CASES: dict[str, Case] = {
     "negative seed": Case(["sample", "run", "--seed=-1"], "seed: must not be negative, got -1"),
     "batch of none": Case(["sample", "run", "--batch_size=0"], "batch_size: must be at least 1, got 0"),
     "another file format": Case(["sample", "run", "--out=a.jpg"], "out: must end in .png or .npz"),
-    "points as a picture": Case(["sample", "points", "--out=a.png"], "out: points go to an .npz file"),
-    "points as a folder": Case(["sample", "points", "--out=a"], "out: points go to an .npz file"),
+    "points as a picture": Case(["sample", "points", "--out=a.png"], "out: must end in .npz for points"),
+    "points as a folder": Case(["sample", "points", "--out=a"], "out: must end in .npz for points"),
     "samples over a file": Case(["sample", "run", "--out=photos"], "out: photos exists already"),
     "samples without a name": Case(["sample", "run", "--out="], "out: must name a file or a new folder"),
     "samples below a file": Case(
@@ -241,7 +241,7 @@ CASES: dict[str, Case] = {
     "evaluating nothing": Case(["evaluate", "nowhere"], "nowhere: no such file or folder"),
     "evaluating no run": Case(["evaluate", "photos"], "photos: no checkpoint here"),
     "evaluating in no steps": Case(["evaluate", "run", "--steps=0"], "steps: must be at least 1, got 0"),
-    "evaluating few digits": Case(["evaluate", "run", "--samples=7"], "samples: digits are always measured"),
+    "evaluating few digits": Case(["evaluate", "run", "--samples=7"], "samples: cannot be set for digits"),
     "evaluating one point": Case(["evaluate", "points", "--samples=1"], "samples: must be at least 2, got 1"),
     "evaluating with a negative seed": Case(["evaluate", "points", "--seed=-3"], "seed: must not be neg"),
     "figures over a folder": Case(["evaluate", "run", "--out=photos"], "out: photos is a folder"),
@@ -496,7 +496,7 @@ def test_disk_full_while_sampling(out: str, made: Path, capsys: pytest.CaptureFi
     before = tree(made)
     assert limited(60, ["sample", "run", "--count=9", "--out", out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"tvmatch: error: {out}: File too large"
+    assert line == f"tvmatch: error: {out}.partial/settings.json: File too large"
     assert tree(made) == before
 
 
@@ -564,9 +564,9 @@ def test_the_same_mistakes_from_python(made: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "digits", "--out=a\0b"], "an option cannot hold the character 0"),
+        (["train", "digits", "--out=a\0b"], "an option cannot contain the character 0"),
         (["sample", "run", f"--guidance={'9' * 400}"], "too large"),
-        (["recipes", "\0"], "an option cannot hold the character 0"),
+        (["recipes", "\0"], "an option cannot contain the character 0"),
     ],
 )
 def test_values_beyond_what_paths_and_numbers_hold(

@@ -126,9 +126,9 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
         "encode": ["--autoencoder", "--normalization", "--part", "--crop"],
         "import": ["--recipe", "--class_names"],
         "export": ["--layout", "hub, diffusers, authors", "--push"],
-        "recipes": ["start a configuration of one's own"],
+        "recipes": ["start for a custom configuration"],
         "info": ["its newest checkpoint"],
-        "check": ["--device", "--dtype", "bfloat16 and float16: autocast", "--model", "exit code is 1"],
+        "check": ["--device", "--dtype", "bfloat16 and float16 use autocast", "--model", "exit code is 1"],
     }[name]
     for words in expected:
         assert words in text
@@ -249,7 +249,7 @@ def test_a_folder_of_images(photos: Path, capsys: pytest.CaptureFixture[str]) ->
     assert set(json.loads(Path("first/metrics.json").read_text())["nfe"]) == {"1", "2", "4"}
     capsys.readouterr()
     assert main(["evaluate", "first", "--samples", "7"]) == 2
-    assert one_line(capsys) == ("tvmatch: error: samples: 7 are compared with twice as many of the 12 images")
+    assert one_line(capsys) == ("tvmatch: error: samples: must be at most half of the 12 images, got 7")
 
     broken = photos / "hound" / "broken.png"
     broken.write_bytes(b"not a picture")
@@ -403,11 +403,11 @@ def test_ways_not_to_resume(
     run = str(trained[0])
     Path("empty").mkdir()
     for arguments, message in (
-        (["--resume"], "resume: name the run folder, --resume RUN"),
+        (["--resume"], "resume: must be followed by a run folder"),
         (["--resume", "nowhere"], "nowhere: no such file or folder"),
         (["--resume", "empty"], "empty: not a run: no config.yaml here or in the run folder above"),
         (["--resume", f"{run}/checkpoints"], f"{run}/checkpoints: not a run"),
-        (["--resume", run, "--out", "other"], f"out: other is not the run that --resume names, {run}"),
+        (["--resume", run, "--out", "other"], f"out: other is not the run of --resume, {run}"),
         (["moons", "--resume", run], f"recipe: moons, but {run}/config.yaml is of digits"),
     ):
         assert main(["train", *arguments]) == 2
@@ -433,7 +433,7 @@ def test_resuming_says_what_changed(quick: None, capsys: pytest.CaptureFixture[s
     arguments = ["train", "gaussians", *SHORT_RUN, *TINY_POINTS, "--out", "run"]
     assert main(arguments) == 0
     capsys.readouterr()
-    changes = ["--training.steps=5", "--optimizer.learning_rate=0.5", "--times.gap=-1,2"]
+    changes = ["--training.steps=5", "--optimizer.learning_rate=0.5", "--times.gap=[-1,2]"]
     assert main(["train", "--resume", "run"]) == 0
     assert "changed in this run" not in capsys.readouterr().err
     rate = tvmatch.recipe("gaussians").optimizer.learning_rate
@@ -473,7 +473,7 @@ def test_samples_of_a_model_that_diverged(
 
     monkeypatch.setattr(Trainer, "run", diverge)
     assert main(["train", "digits", *SHORT_RUN, *TINY_NETWORK]) == 1
-    assert "samples are not finite: its training has diverged" in capsys.readouterr().err
+    assert "samples of the trained model are not finite: training has diverged" in capsys.readouterr().err
 
 
 # Sample

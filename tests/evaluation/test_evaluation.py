@@ -544,7 +544,7 @@ class TestReport:
 
     def test_table(self) -> None:
         console = Console(width=120, record=True, file=io.StringIO())
-        console.print(metrics_table(METRICS, "digits"))
+        console.print(metrics_table(METRICS))
         lines = console.export_text().splitlines()
         cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
         assert cells == [["1", "0.981", "0.5124", "1.250", "5,322"], ["4", "1.000", "0.4", "1.000", "999.4"]]

@@ -18,15 +18,14 @@ import torch
 from helpers import randomize_, small_dit
 from image_files import PHOTOGRAPHS
 from PIL import Image
-from runs import environment, images, newest, tiny_config, tree
+from runs import environment, images, tiny_config, tree
 from small_extractor import POOLED, SmallExtractor
 from torch import Tensor
 
 import tvmatch
 from tvmatch.cli import feature_metrics, main, options
 from tvmatch.config import Config
-from tvmatch.config.yaml_files import to_yaml
-from tvmatch.data.config import ImagesData, LatentsData
+from tvmatch.data.config import ImagesData
 from tvmatch.data.images.dataset import ImageDataset
 from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.evaluation import fit_gaussian, frechet_distance
@@ -201,7 +200,7 @@ def test_latents_are_decoded(
     model = save(place / "latents", "latents")
     model.decoder = Decoder()
     monkeypatch.setattr(options, "load_model", lambda *_: model)
-    assert refused(capsys, "latents").startswith("reference: name real images or their statistics")
+    assert refused(capsys, "latents").startswith("reference: is required")
     assert main(["evaluate", "latents", EXTRACTOR, *SHORT, "--reference=real"]) == 0
     metrics = json.loads((place / "latents/metrics_small_extractor_SmallExtractor.json").read_text())
     assert metrics["provenance"]["resolution"] == [16, 16]
@@ -209,7 +208,7 @@ def test_latents_are_decoded(
     assert "autoencoder folder 999999999999" in metrics["rows"][0]["provenance"]
     model.decoder = None
     line = refused(capsys, "latents", EXTRACTOR, *SHORT, "--reference=real")
-    assert line == "model: must give images, this one gives latents; it needs its autoencoder"
+    assert line == "model: must generate images, this one generates latents; it needs its autoencoder"
 
 
 def points(place: Path) -> None:
@@ -224,8 +223,8 @@ def infinite(place: Path) -> None:
 
 
 BAD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
-    "no reference": ([], "reference: name real images or their statistics", lambda _: None),
-    "metrics without reference": (["--metrics=is,pr"], "reference: name real images", lambda _: None),
+    "no reference": ([], "reference: is required", lambda _: None),
+    "metrics without reference": (["--metrics=is,pr"], "reference: is required", lambda _: None),
     "no such reference": (["--reference=x.npz"], "reference: x.npz: no such file", lambda _: None),
     "no such images": (["--reference=./x"], "reference: ./x does not exist", lambda _: None),
     "no such split": (
@@ -250,7 +249,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
     ),
     "statistics alone": (
         ["--reference=bad.npz", "--metrics=fid,pr"],
-        "metrics: pr cannot be computed, the reference has statistics alone, no images",
+        "metrics: pr cannot be computed, the reference has statistics only, no images",
         lambda _: np.savez("bad.npz", **statistics(POOLED)),
     ),
     "no such metric": (["--reference=real", "--metrics=kid"], "metrics: must be among fid,", lambda _: None),
@@ -292,12 +291,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
         "out: checkpoint/model.json/figures/a.json cannot be written",
         lambda _: None,
     ),
-    "another kind of file in place": (
-        ["--reference=real"],
-        f"out: {OWN_FILE} exists already",
-        lambda _: Path(OWN_FILE).write_text('{"nfe": {}}'),
-    ),
-    "points": (["--reference=real"], "model: must give images, this one gives points", points),
+    "points": (["--reference=real"], "model: must generate images, this one generates points", points),
 }
 
 
@@ -395,38 +389,6 @@ def test_the_training_images_themselves_score_nothing(
     assert distances[other] > 1e-6
 
 
-def test_the_crop_of_runs_that_do_not_record_it(place: Path) -> None:
-    """Those of earlier versions: their configuration does, or the latents'."""
-    run, config = cropped_run(place, "centre")
-    (run / "config.yaml").write_text(to_yaml(config))  # as the command line writes it
-    model = load(run)
-    del model.provenance["crop"]
-    assert feature_metrics._crop_of_training(model, newest(run)) == "centre"
-    (place / "latents").mkdir()
-    (place / "latents/latents.json").write_text(
-        json.dumps(
-            {
-                "format": "tvmatch-latents-1",
-                "data": DataSpec(
-                    "latents", (2, 2, 2), None, (0.0,) * 2, (1.0,) * 2, AutoencoderInfo("a", "", (3, 8, 8))
-                ).describe(),
-                "measured_mean": None,
-                "measured_std": None,
-                "count": 1,
-                "flips": "none",
-                "shards": [["0.arrow", 1]],
-                "provenance": {"crop": "centre"},
-            }
-        )
-    )
-    config.data = LatentsData(str(place / "latents"))
-    (run / "config.yaml").write_text(to_yaml(config))
-    assert feature_metrics._crop_of_training(model, run) == "centre"
-    shutil.rmtree(place / "latents")
-    assert feature_metrics._crop_of_training(model, run) is None
-    assert feature_metrics._crop_of_training(load("checkpoint"), Path("checkpoint")) is None
-
-
 def test_an_imported_model_has_the_crop_of_imagenet(place: Path) -> None:
     assert evaluate("--reference=real", "--metrics=fid") == 0
     assert json.loads(Path(OWN_FILE).read_text())["provenance"]["reference"]["crop"] == "dhariwal"
@@ -436,8 +398,8 @@ def test_an_imported_model_has_the_crop_of_imagenet(place: Path) -> None:
     ("arguments", "message"),
     [
         (["--reference=real", "--reference_crop=center"], "must be centre or dhariwal, got 'center'"),
-        (["--reference=bad.npz", "--reference_crop=centre"], "only images of a data set are cropped"),
-        (["--metrics=is", "--reference_crop=centre"], "only images of a data set are cropped"),
+        (["--reference=bad.npz", "--reference_crop=centre"], "applies to images only"),
+        (["--metrics=is", "--reference_crop=centre"], "applies to images only"),
     ],
 )
 def test_a_bad_crop(

@@ -21,6 +21,7 @@ from tvmatch.data.spec import AutoencoderInfo, DataSpec
 from tvmatch.distributed import Processes
 from tvmatch.errors import InputError
 from tvmatch.evaluation import (
+    FeatureRequest,
     Features,
     GaussianStatistics,
     Reference,
@@ -272,7 +273,7 @@ class TestEvaluation:
     def test_figures_are_those_of_the_samples(self) -> None:
         made, reference = model(), reference_of(REAL)
         result = evaluate_features(
-            made, SmallExtractor(), reference, count=50, steps=(1, 2), seed=3, batch_size=16
+            made, SmallExtractor(), reference, FeatureRequest(count=50, steps=(1, 2), seed=3, batch_size=16)
         )
         assert result is not None
         assert [(row["guidance"], row["steps"]) for row in result["rows"]] == [(2.0, 1), (2.0, 2)]
@@ -316,7 +317,7 @@ class TestEvaluation:
             None,
             {"source": "", "fingerprint": "", "kind": ""},
         )
-        result = evaluate_features(made, Pixels(), moved, count=64, steps=(1,))
+        result = evaluate_features(made, Pixels(), moved, FeatureRequest(count=64, steps=(1,)))
         assert result is not None
         # |μ_a − μ_b|² + Tr S (1 + 4 − 2 · 2) with 16 features; the square root of rounded zeros costs digits.
         expected = 16 * 0.25**2 + float(own.covariance.trace())
@@ -342,7 +343,10 @@ class TestEvaluation:
                 str(tmp_path / "few.npz"), Pixels(), (3, 128, 128), batch_size=5, cache=tmp_path / "cache"
             )
             result = evaluate_features(
-                made, Pixels(), reference, metrics=("fid",), count=10, steps=(1,), batch_size=4
+                made,
+                Pixels(),
+                reference,
+                FeatureRequest(metrics=("fid",), count=10, steps=(1,), batch_size=4),
             )
         assert reference is not None
         assert result is not None
@@ -357,11 +361,7 @@ class TestEvaluation:
             made,
             SmallExtractor(),
             reference_of(REAL),
-            metrics=("fid",),
-            count=20,
-            steps=(1, 4),
-            guidance=(1.5, 3.0),
-            batch_size=8,
+            FeatureRequest(metrics=("fid",), count=20, steps=(1, 4), guidance=(1.5, 3.0), batch_size=8),
             on_progress=lambda done, total: progress.append((done, total)),
         )
         assert result is not None
@@ -370,13 +370,17 @@ class TestEvaluation:
         assert len({row["fd"] for row in rows}) == 4
         assert progress[-1] == (80, 80)
         assert [done for done, _ in progress] == sorted(done for done, _ in progress)
-        default = evaluate_features(made, SmallExtractor(), reference_of(REAL), count=20, steps=(1,))
+        default = evaluate_features(
+            made, SmallExtractor(), reference_of(REAL), FeatureRequest(count=20, steps=(1,))
+        )
         assert default is not None
         assert default["rows"][0]["guidance"] == 3.0
 
     def test_every_number_says_where_it_comes_from(self) -> None:
         reference = reference_of(REAL, split="train", crop="dhariwal", images=60)
-        result = evaluate_features(model(), SmallExtractor(), reference, count=20, steps=(1, 2), seed=11)
+        result = evaluate_features(
+            model(), SmallExtractor(), reference, FeatureRequest(count=20, steps=(1, 2), seed=11)
+        )
         assert result is not None
         for row in result["rows"]:
             line = row["provenance"]
@@ -398,7 +402,9 @@ class TestEvaluation:
         assert result["provenance"]["extractor_fingerprint"] == "5" * 64
 
     def test_without_reference_the_inception_score(self) -> None:
-        result = evaluate_features(model(), SmallExtractor(), None, metrics=("is",), count=20, steps=(1,))
+        result = evaluate_features(
+            model(), SmallExtractor(), None, FeatureRequest(metrics=("is",), count=20, steps=(1,))
+        )
         assert result is not None
         assert 1 <= result["rows"][0]["inception_score"] <= CLASSES
         assert "no reference" in result["rows"][0]["provenance"]
@@ -411,13 +417,15 @@ class TestEvaluation:
             (3, reference_of(REAL), ["fd", "spatial_fd"]),
             (20, statistics, ["fd", *SCORE]),
         ):
-            result = evaluate_features(model(), SmallExtractor(), reference, count=count, steps=(1,))
+            result = evaluate_features(
+                model(), SmallExtractor(), reference, FeatureRequest(count=count, steps=(1,))
+            )
             assert result is not None
             assert list(result["rows"][0])[2:-2] == names
 
     def test_a_model_without_classes(self) -> None:
         result = evaluate_features(
-            model(class_count=0), SmallExtractor(), reference_of(REAL), count=20, steps=(1,)
+            model(class_count=0), SmallExtractor(), reference_of(REAL), FeatureRequest(count=20, steps=(1,))
         )
         assert result is not None
         assert "no labels" in result["rows"][0]["provenance"]
@@ -426,7 +434,10 @@ class TestEvaluation:
     def test_the_batch_size_changes_rounding_alone(self, batch_size: int) -> None:
         one, other = (
             evaluate_features(
-                model(), SmallExtractor(), reference_of(REAL), count=33, steps=(1,), batch_size=size
+                model(),
+                SmallExtractor(),
+                reference_of(REAL),
+                FeatureRequest(count=33, steps=(1,), batch_size=size),
             )
             for size in (33, batch_size)
         )
@@ -438,7 +449,9 @@ class TestEvaluation:
     def test_too_few_samples_for_the_covariance(self, caplog: pytest.LogCaptureFixture) -> None:
         few = reference_of(Features(REAL.pooled[:7], REAL.spatial[:7], None))  # type: ignore[index]
         with caplog.at_level(logging.WARNING):
-            result = evaluate_features(model(), SmallExtractor(), few, metrics=("fid", "sfid"), count=POOLED)
+            result = evaluate_features(
+                model(), SmallExtractor(), few, FeatureRequest(metrics=("fid", "sfid"), count=POOLED)
+            )
         assert result is not None
         assert result["warnings"] == caplog.messages
         assert caplog.messages == [
@@ -450,7 +463,10 @@ class TestEvaluation:
         assert result["rows"][0]["fd"] > 0
         both: tuple[Metric, ...] = ("fid", "sfid")
         enough = evaluate_features(
-            model(), SmallExtractor(), reference_of(REAL), metrics=both, count=SPATIAL + 1, steps=(1,)
+            model(),
+            SmallExtractor(),
+            reference_of(REAL),
+            FeatureRequest(metrics=both, count=SPATIAL + 1, steps=(1,)),
         )
         assert enough is not None
         assert enough["warnings"] == []
@@ -487,22 +503,31 @@ def latents() -> TrainedModel:
 
 EXTRACTOR = SmallExtractor()
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "steps": (lambda: evaluate_features(model(), EXTRACTOR, None, steps=(0,)), "steps: must be"),
-    "seed": (lambda: evaluate_features(model(), EXTRACTOR, None, seed=-1), "seed: must not be negative"),
-    "no reference": (lambda: evaluate_features(model(), EXTRACTOR, None), "reference: name one"),
+    "steps": (
+        lambda: evaluate_features(model(), EXTRACTOR, None, FeatureRequest(steps=(0,))),
+        "steps: must be",
+    ),
+    "seed": (
+        lambda: evaluate_features(model(), EXTRACTOR, None, FeatureRequest(seed=-1)),
+        "seed: must be at least 0",
+    ),
+    "no reference": (lambda: evaluate_features(model(), EXTRACTOR, None), "reference: is required"),
     "a metric without reference": (
-        lambda: evaluate_features(model(), EXTRACTOR, None, metrics=("is", "fid")),
+        lambda: evaluate_features(model(), EXTRACTOR, None, FeatureRequest(metrics=("is", "fid"))),
         "metrics: fid cannot be computed, there is no reference",
     ),
     "unknown metric": (
-        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), metrics=("kid",)),  # type: ignore[arg-type]
+        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), FeatureRequest(metrics=("kid",))),  # type: ignore[arg-type]
         "metrics: must be among fid, sfid, is, pr, got kid",
     ),
     "statistics alone": (
         lambda: evaluate_features(
-            model(), EXTRACTOR, Reference(fit_gaussian(REAL.pooled), None, None, None, {}), metrics=("pr",)
+            model(),
+            EXTRACTOR,
+            Reference(fit_gaussian(REAL.pooled), None, None, None, {}),
+            FeatureRequest(metrics=("pr",)),
         ),
-        "metrics: pr cannot be computed, the reference has statistics alone",
+        "metrics: pr cannot be computed, the reference has statistics only",
     ),
     "other features": (
         lambda: evaluate_features(
@@ -515,36 +540,44 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "reference: was computed with the extractor 777777777777…, this one is 555555555555…",
     ),
     "another guidance": (
-        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), guidance=(1.5,)),
+        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), FeatureRequest(guidance=(1.5,))),
         "guidance: this model was trained at the one weight 2, got 1.5",
     ),
     "guidance out of range": (
-        lambda: evaluate_features(model((1.0, 2.0)), EXTRACTOR, reference_of(REAL), guidance=(1.5, 2.5)),
+        lambda: evaluate_features(
+            model((1.0, 2.0)), EXTRACTOR, reference_of(REAL), FeatureRequest(guidance=(1.5, 2.5))
+        ),
         "guidance: this model was trained for 1 to 2, got 2.5",
     ),
     "guidance twice": (
-        lambda: evaluate_features(model((1.0, 2.0)), EXTRACTOR, reference_of(REAL), guidance=(2, 2)),
+        lambda: evaluate_features(
+            model((1.0, 2.0)), EXTRACTOR, reference_of(REAL), FeatureRequest(guidance=(2, 2))
+        ),
         "guidance: must be one or more different weights",
     ),
     "few samples": (
-        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), count=1),
+        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), FeatureRequest(count=1)),
         "count: must be at least 2, got 1",
     ),
     "few samples for splits": (
-        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), count=9, metrics=("is",)),
+        lambda: evaluate_features(
+            model(), EXTRACTOR, reference_of(REAL), FeatureRequest(count=9, metrics=("is",))
+        ),
         "metrics: is cannot be computed, it needs at least 10 samples, got 9",
     ),
     "batch size": (
-        lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), count=20, batch_size=0),
+        lambda: evaluate_features(
+            model(), EXTRACTOR, reference_of(REAL), FeatureRequest(count=20, batch_size=0)
+        ),
         "batch_size: must be at least 1, got 0",
     ),
     "samples that are not finite": (
-        lambda: evaluate_features(broken(), EXTRACTOR, reference_of(REAL), count=20),
+        lambda: evaluate_features(broken(), EXTRACTOR, reference_of(REAL), FeatureRequest(count=20)),
         "images: 20 of 20 have a pixel that is not finite",
     ),
     "latents without decoder": (
         lambda: evaluate_features(latents(), EXTRACTOR, reference_of(REAL)),
-        "model: must give images, this one gives latents; it needs its autoencoder",
+        "model: must generate images, this one generates latents; it needs its autoencoder",
     ),
 }
 

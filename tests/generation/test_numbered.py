@@ -18,7 +18,7 @@ from tvmatch.cli import main
 from tvmatch.data import TensorDataset
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.evaluation import evaluate_features
+from tvmatch.evaluation import FeatureRequest, evaluate_features
 from tvmatch.evaluation.references import cache
 from tvmatch.generation.numbered import numbered_samples, sample_labels
 from tvmatch.generation.uint8 import as_uint8, to_bytes
@@ -133,13 +133,9 @@ def test_figures_of_drawn_labels_and_truncated_bytes() -> None:
         made,
         extractor,
         None,
-        metrics=("is",),
-        count=20,
-        steps=(1,),
-        seed=2,
-        labels_from="data",
-        uint8="truncate",
-        batch_size=20,
+        FeatureRequest(
+            metrics=("is",), count=20, steps=(1,), seed=2, labels_from="data", uint8="truncate", batch_size=20
+        ),
     )
     assert result is not None
     samples = made.sample(sample_labels(made, "data", 2)(range(20)), seed=2, batch_size=20)
@@ -150,7 +146,7 @@ def test_figures_of_drawn_labels_and_truncated_bytes() -> None:
     assert "floor(255 x) clipped to 0 … 255" in row["provenance"]
     assert result["provenance"]["labels_from"] == "data"
     with pytest.raises(InputError, match="uint8: must be"):
-        evaluate_features(made, extractor, None, metrics=("is",), uint8="up")  # type: ignore[arg-type]
+        evaluate_features(made, extractor, None, FeatureRequest(metrics=("is",), uint8="up"))  # type: ignore[arg-type]
 
 
 def test_each_way_has_a_file_of_its_own(

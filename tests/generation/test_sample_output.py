@@ -350,7 +350,7 @@ def test_a_copy_of_the_checkpoint_is_the_same(capsys: pytest.CaptureFixture[str]
     killed((TrainedModel, "sample", kill_at(1)), [*COMMON, "--out=out"])
     Path("model").rename("elsewhere")
     assert main(["sample", "elsewhere", *COMMON[2:], "--out=out"]) == 0
-    assert "going on after 4 of 11 samples" in capsys.readouterr().err
+    assert "resuming after 4 of 11 samples" in capsys.readouterr().err
 
 
 def test_nothing_drawn_is_nothing_to_protect(capsys: pytest.CaptureFixture[str]) -> None:
@@ -414,7 +414,11 @@ def with_points() -> None:
 
 
 BAD: dict[str, tuple[list[str], str, Callable[[], object]]] = {
-    "wrong suffix": (["--out=a.jpg"], "out: must end in .png or .npz, or be a folder's name", lambda: None),
+    "wrong suffix": (
+        ["--out=a.jpg"],
+        "out: must end in .png or .npz, or be the name of a folder",
+        lambda: None,
+    ),
     "an array without a name": (["--out=.npz"], "out: must have a name before its ending", lambda: None),
     "a file": (["--out=a.npz"], "out: a.npz exists already", lambda: Path("a.npz").touch()),
     "a folder": (["--out=model"], "out: model exists already", lambda: None),
@@ -427,9 +431,21 @@ BAD: dict[str, tuple[list[str], str, Callable[[], object]]] = {
     ),
     "one of several": (["--out=a", "--steps=1,2"], "out: a_2 exists", lambda: Path("a_2").mkdir()),
     "a form that there is not": (["--out=a.npz", "--format=hdf5"], "format: must be adm", lambda: None),
-    "bytes in a picture": (["--out=a.png", "--format=adm"], "out: the format adm is an .npz", lambda: None),
-    "bytes in a folder": (["--out=a", "--format=adm"], "out: the format adm is an .npz", lambda: None),
-    "bytes of no bytes": (["--out=a.npz", "--uint8=truncate"], "uint8: a.npz holds floating", lambda: None),
+    "bytes in a picture": (
+        ["--out=a.png", "--format=adm"],
+        "out: must end in .npz for the format adm",
+        lambda: None,
+    ),
+    "bytes in a folder": (
+        ["--out=a", "--format=adm"],
+        "out: must end in .npz for the format adm",
+        lambda: None,
+    ),
+    "bytes of no bytes": (
+        ["--out=a.npz", "--uint8=truncate"],
+        "uint8: a.npz will hold floating",
+        lambda: None,
+    ),
     "no such bytes": (["--out=a", "--uint8=up"], "uint8: must be round or truncate", lambda: None),
     "negative first": (["--out=a", "--first=-1"], "first: must not be negative, got -1", lambda: None),
     "samples without a number": (
@@ -441,7 +457,11 @@ BAD: dict[str, tuple[list[str], str, Callable[[], object]]] = {
     "negative seed": (["--out=a", "--seed=-1"], "seed: must not be negative, got -1", lambda: None),
     "no samples": (["--out=a", "--count=0"], "count: must be at least 1, got 0", lambda: None),
     "no batch": (["--out=a", "--batch_size=0"], "batch_size: must be at least 1, got 0", lambda: None),
-    "labels twice": (["--out=a", "--labels=1", "--labels_from=data"], "labels_from: give", lambda: None),
+    "labels twice": (
+        ["--out=a", "--labels=1", "--labels_from=data"],
+        "labels_from: cannot be combined",
+        lambda: None,
+    ),
     "labels of nowhere": (["--out=a", "--labels_from=x"], "labels_from: must be data or", lambda: None),
     "guidance": (["--out=a", "--guidance=4"], "guidance: trained for 1 to 3, got 4", lambda: None),
     "times": (["--out=a", "--times=0,1"], "times: must decrease strictly", lambda: None),
@@ -467,7 +487,7 @@ def test_a_place_that_may_not_be_written_to(
 def test_points_go_to_arrays(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with_points()
     assert main(["sample", "points", *arguments]) == 2
-    assert one_line(capsys).startswith("out: points go to an .npz file of floating-point numbers")
+    assert one_line(capsys).startswith("out: must end in .npz for points")
 
 
 def test_drawn_labels_of_an_imported_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`tvmatch check`: are attention, the network's derivative and its gradients right on this machine?"""
+"""`tvmatch check`: compare attention, derivatives and gradients on this machine with float64."""
 
 import math
 from collections.abc import Iterable
@@ -28,29 +28,30 @@ from tvmatch.models import PRESETS
 from tvmatch.trained_model import TrainedModel, load
 
 DESCRIPTION = """\
-Compare what this machine computes with float64 on its CPU: attention's value, tangent and gradients; the
-network's derivative ∂_s F, with finite differences; and the gradient of the loss, which goes through ∂_s F.
-An error is relative; how large it may be is measured, by what rounding every number once in this precision
-does to the exact answer. What torch.compile makes of the rules with a backward of their own is compared with
-eager execution. The exit code is 1 if anything is off."""
+Compare results on this machine with float64 on the CPU: value, tangent and gradients of attention; the
+derivative ∂_s F of the network, also with finite differences; and the gradient of the loss, which includes
+that of ∂_s F. Errors are relative. The allowed error is measured: it is the change of the exact result
+when every number is rounded once to the tested precision. Compiled operations with a hand-written backward
+pass are compared with eager execution. The exit code is 1 if any error is too large."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def run(arguments: list[str]) -> int:
-    """Compute, compare, print a table."""
+    """Run the checks and print a table."""
     parser = OneLineParser(prog="tvmatch check", description=DESCRIPTION)
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument(
         "--dtype",
         type=str,
         default="auto",
-        help=f"{', '.join(DTYPES)} (bfloat16 and float16: autocast; auto: as in training)",
+        help=f"auto (default, as in training), {', '.join(DTYPES)}; bfloat16 and float16 use autocast",
     )
     parser.add_argument(
         "--model",
         type=str,
         default="tiny/2",
-        help=f"a run folder, a checkpoint, or with random weights {', '.join(PRESETS)} (default: tiny/2)",
+        help=f"run folder, checkpoint, or a network with random weights: {', '.join(PRESETS)} "
+        "(default: tiny/2)",
     )
     add_import_option(parser)
     parsed = parser.parse_args(arguments)
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _setting(device_name: str, dtype_name: str) -> Setting:
-    """The device and precision asked for, which must go together."""
+    """Resolve the device and the precision, which the device must support."""
     device = resolve_device(device_name)
     dtype_name = resolve_precision(dtype_name, device)
     if dtype_name not in DTYPES:
@@ -76,12 +77,14 @@ def _setting(device_name: str, dtype_name: str) -> Setting:
     try:
         torch.zeros(1, device=device, dtype=dtype)
     except (RuntimeError, TypeError) as error:
-        raise InputError("dtype", f"{device} has no {dtype_name} ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            "dtype", f"{device} does not support {dtype_name} ({str(error).splitlines()[0]})"
+        ) from None
     return Setting(device, dtype)
 
 
 def _model(name: str) -> tuple[TrainedModel, str]:
-    """The model of a preset or path, and how to call it."""
+    """The model of a preset or path, and its name in the output."""
     if name in PRESETS:
         return random_model(name), f"{name} with random weights"
     try:
@@ -106,7 +109,7 @@ def _print_facts(setting: Setting, model: TrainedModel, name: str) -> None:
 
 
 def _grouped(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
-    """All parts of one computation by one backend together."""
+    """Group the comparisons of each computation by each backend."""
     checks: dict[tuple[str, str, str], list[Comparison]] = {}
     for comparison in comparisons:
         key = comparison.subject, comparison.name, comparison.backend
@@ -114,14 +117,14 @@ def _grouped(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
     return list(checks.values())
 
 
-def _off(check: list[Comparison]) -> list[Comparison]:
+def _failed(check: list[Comparison]) -> list[Comparison]:
     return [comparison for comparison in check if not comparison.passed]
 
 
 def _table(checks: list[list[Comparison]]) -> Table:
-    """A row a check, with the part that comes closest to its limit, or a row for each part that is off."""
+    """One row for each check with its largest error relative to the limit, or one for each failed part."""
     table = Table(box=None)
-    for column in ("check", "by", "worst part"):
+    for column in ("check", "backend", "worst part"):
         table.add_column(column)
     for column in ("error", "allowed", ""):
         table.add_column(column, justify="right", no_wrap=True)
@@ -130,7 +133,7 @@ def _table(checks: list[list[Comparison]]) -> Table:
         if check[0].subject != subject:
             subject = check[0].subject
             table.add_row(f"[bold]{subject}[/]")
-        for shown in _off(check) or [max(check, key=lambda part: part.error / part.tolerance)]:
+        for shown in _failed(check) or [max(check, key=lambda part: part.error / part.tolerance)]:
             numbers = ("–" if math.isnan(x) else f"{x:.1e}" for x in (shown.error, shown.tolerance))
             mark = "[green]ok[/]" if shown.passed else "[bold red]OFF[/]"
             table.add_row(f"  {escape(shown.name)}", shown.backend, escape(shown.part), *numbers, mark)
@@ -138,13 +141,13 @@ def _table(checks: list[list[Comparison]]) -> Table:
 
 
 def _verdict(checks: list[list[Comparison]]) -> int:
-    """The last line, and the exit code."""
-    off = []
-    for first, *_ in filter(_off, checks):
+    """Print the last line and return the exit code."""
+    failed = []
+    for first, *_ in filter(_failed, checks):
         by = f" ({first.backend})" if first.backend else ""
-        off.append(f"{first.subject}: {first.name}{by}")
-    if off:
-        print(f"{len(off)} of {len(checks)} checks are off: {'; '.join(off)}")
+        failed.append(f"{first.subject}: {first.name}{by}")
+    if failed:
+        print(f"{len(failed)} of {len(checks)} checks are off: {'; '.join(failed)}")
         return 1
     print(f"all {len(checks)} checks passed")
     return 0

@@ -1,4 +1,4 @@
-"""`tvmatch demo`: a page on this machine with samples of a checkpoint."""
+"""`tvmatch demo`: a web page with samples of a checkpoint."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,10 @@ from tvmatch.config.parser import OneLineParser
 from tvmatch.errors import InputError
 
 DESCRIPTION = """\
-A page to look at a checkpoint: choose class, seed, numbers of steps, and guidance where the model takes
-it, and see the samples beside each other with their time. It is served to this machine alone unless --host
-says otherwise, and fetches nothing from elsewhere. Ctrl-C ends it."""
+Serve a web page that draws samples from a checkpoint. The page has controls for class, seed, number of
+steps and, if the model allows it, guidance weight, and shows samples and their time for each number of
+steps. It is available on this machine only, unless --host is set, and loads nothing from other servers.
+Ctrl-C ends it."""
 
 
 def run(arguments: list[str]) -> int:
@@ -19,10 +20,10 @@ def run(arguments: list[str]) -> int:
     parser = OneLineParser(prog="tvmatch demo", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to serve (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any free one")
+    parser.add_argument("--port", type=int, default=7860, help="port; 0 for any free port (default: 7860)")
     parsed = parser.parse_args(arguments)
 
-    # Gradio writes pictures to this folder, which ends with us.
+    # Gradio writes pictures to this folder.
     with TemporaryDirectory(prefix="tvmatch-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
@@ -42,11 +43,11 @@ def run(arguments: list[str]) -> int:
             print(f"tvmatch demo: {server.url(listening)} (Ctrl-C ends it)", flush=True)
             code = server.serve(application, listening)
     if demonstration.drawing:
-        os._exit(code)  # a thread inside PyTorch cannot be ended, and Python's own way out would abort
+        os._exit(code)  # Python would abort at exit while a daemon thread runs PyTorch
     return code
 
 
 def _name(checkpoint: Path) -> str:
-    """The run's name, and the checkpoint's where one was chosen."""
+    """The name of the run folder or checkpoint; of a checkpoint in a run, the names of both."""
     path = checkpoint.resolve()
     return f"{path.parents[1].name}, {path.name}" if path.parent.name == "checkpoints" else path.name

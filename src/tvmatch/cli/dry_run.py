@@ -1,4 +1,4 @@
-"""`tvmatch train RECIPE --dry_run`: parameters, FLOPs and memory of a run, without data and without a GPU."""
+"""`tvmatch train RECIPE --dry_run`: parameters, FLOPs and memory of a training step, without running it."""
 
 from dataclasses import replace
 
@@ -16,21 +16,21 @@ from tvmatch.models import network_class_of
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "pointwise", "blocks")
 Choice = tuple[Recompute, bool]
-"""What `training.recompute` and `training.compile` are."""
+"""Values of `training.recompute` and `training.compile`."""
 UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 NOT_COUNTED = """\
-Counted: every tensor of a training step, with the fused attention kernels; 1 GB is 10^9 bytes. Not counted: \
-fragmentation, what CUDA itself takes, workspaces of libraries, communication, pictures of samples. Nothing \
-is sharded: every GPU holds all weights, averages and moments. Compiled steps are counted before operators \
-are fused, which can be a tenth too much."""
+Counted: all tensors of a training step, with the fused attention kernels; 1 GB is 10^9 bytes. Not counted: \
+fragmentation, the CUDA context, workspaces of libraries, communication, pictures of samples. Nothing is \
+sharded: every GPU holds all weights, averages and moments. Compiled steps are counted before operators are \
+fused, which may overestimate memory by about 10 %."""
 
 
 def run(config: Config, world_size: int) -> int:
-    """Count a training step of `config` on one of `world_size` GPUs, and print tables.
+    """Print tables of the cost of a training step on one of `world_size` GPUs.
 
     Raises:
-        InputError: if the configuration is wrong, the batch cannot be shared so, or the data's shape is not
-            known without reading them.
+        InputError: if the configuration is invalid, the batch size is not divisible by the number of GPUs, or
+            the shape of the data is not known without reading them.
     """
     config.check()
     spec = expected_spec(config)
@@ -39,7 +39,7 @@ def run(config: Config, world_size: int) -> int:
     choice = (config.training.recompute, config.training.compile)
     counts: dict[Choice, Estimate] = {}
     with Console(stderr=True).status("counting a training step"):
-        # Compiling takes as long as all the others together: it is done for the one choice alone.
+        # Compilation is slow, so it is counted for the configured choice only.
         others = RECOMPUTE if has_blocks(config, spec) else RECOMPUTE[:1]
         for recompute, compiled in dict.fromkeys([*((what, False) for what in others), choice]):
             training = replace(config.training, recompute=recompute, compile=compiled)
@@ -67,7 +67,7 @@ def _facts(config: Config, spec: DataSpec, world_size: int, counted: Estimate) -
     shape = "×".join(map(str, spec.shape))
     classes = f"{spec.class_count or 'no'} classes"
     if isinstance(config.data, ImagesData) and spec.class_count:
-        classes = "counted with one class, since how many there are is not known before the data are read"
+        classes = "counted with one class, since the number of classes is not known before the data are read"
     facts = [
         f"{config.recipe}: {kind} for data of shape {shape}, {classes}",
         f"batch {training.batch_size}: {world_size} × {training.accumulation} × {counted.rows} "
@@ -77,7 +77,7 @@ def _facts(config: Config, spec: DataSpec, world_size: int, counted: Estimate) -
         f"{training.recompute}",
     ]
     if config.objective.teacher is not None:
-        facts.append("the teacher is counted as a network of the same size")
+        facts.append("the teacher is assumed to have the same size as the network")
     return facts
 
 
@@ -89,7 +89,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _unit(size: float) -> str:
-    """The largest that does not make `size` a fraction."""
+    """The largest unit in which `size` is at least 1."""
     return next((unit for unit, factor in UNITS.items() if size >= factor), "")
 
 
@@ -107,7 +107,7 @@ def _parameters(counted: Estimate) -> Table:
 
 
 def _flops(chosen: Estimate, plain: Estimate, config: Config, world_size: int) -> Table:
-    """The useful work, and what recomputation adds to it."""
+    """FLOPs of each pass without recomputation, and of the recomputation."""
     elements = config.training.batch_size // world_size
     useful = sum(plain.flops.values())
     of_step, of_element = _unit(useful), _unit(useful / elements)
@@ -147,7 +147,7 @@ def _memory(counted: Estimate) -> Table:
 def _recomputation(counts: dict[Choice, Estimate], choice: Choice) -> Table:
     unit = _unit(counts[choice].peak)
     columns = "training.compile", f"activations, {unit}B", f"peak, {unit}B"
-    table = _table("the same for other choices", "training.recompute", *columns)
+    table = _table("memory for other options", "training.recompute", *columns)
     for (recompute, compiled), counted in counts.items():
         mark = " (this run)" if (recompute, compiled) == choice else ""
         numbers = _in(unit, counted.activations), _in(unit, counted.peak)

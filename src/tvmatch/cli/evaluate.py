@@ -1,4 +1,4 @@
-"""`tvmatch evaluate`: a checkpoint against real data."""
+"""`tvmatch evaluate`: compare samples of a checkpoint with real data."""
 
 import argparse
 from pathlib import Path
@@ -12,33 +12,32 @@ from tvmatch.errors import InputError
 from tvmatch.training.run_folder import run_config, run_folder
 
 DESCRIPTION = """\
-Measure a checkpoint against real data. By default the data of its run. Digits: does a classifier see the
-digit asked for, and the Fréchet distance to held-out digits in pixel space. Points: the exact 2-Wasserstein
-distance to fresh data. Images: the Fréchet distance in pixel space, which is no FID. Figures go to
-metrics.json in the run folder, or to the new file --out. With --reference, which a model of latents needs:
-FID, sFID, Inception Score, precision and recall in Inception features, or the same in other features with
---extractor, in a row for each guidance weight and number of steps; any checkpoint will do. These figures
-go to metrics_EXTRACTOR.json in the run folder or beside model.json, in place of those of this extractor
-that are there (--out keeps both); those with --labels_from or --uint8 truncate go to a file of their own.
-Started by torchrun, the processes share the work; their number changes no figure."""
+Compare samples of a checkpoint with real data. Without --reference, the data are those of its run. Digits:
+accuracy of a classifier, and the Fréchet distance to held-out digits in pixel space. Points: the exact
+2-Wasserstein distance to new data. Images: the Fréchet distance in pixel space, which is not FID. Metrics
+are written to metrics.json in the run folder, or to the new file --out.
+With --reference, which a model of latents needs: FID, sFID, Inception Score, precision and recall in
+Inception features, or similar metrics in the features of another --extractor. The table has a row for each
+guidance weight and number of steps. Any checkpoint can be evaluated. Metrics are written to
+metrics_EXTRACTOR.json in the run folder, or beside model.json; an existing file of that name is replaced
+(--out keeps it). --labels_from and --uint8 truncate write to files of their own.
+Several processes started by torchrun share the work. Their number does not change the metrics."""
 
 
 def run(arguments: list[str]) -> int:
-    """Evaluate and print a table."""
+    """Evaluate a checkpoint and print a table."""
     parser = OneLineParser(prog="tvmatch evaluate", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
-    parser.add_argument("--steps", type=str, default="1,2,4", help="network evaluations, 1,2,4")
-    parser.add_argument(
+    add = options.adder(parser)
+    add("--steps", default="1,2,4", help="network evaluations a sample (default: 1,2,4)")
+    add(
         "--samples",
         type=int,
-        default=None,
-        help="of points and images (default: 2000, or half of the images if they are fewer; with a "
-        "reference 50000)",
+        help="number of samples (default: 50000 with a reference; otherwise 2000, or half of the images if "
+        "there are fewer than 4000; always 360 a draw for digits)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and choice of data (default: 0)")
-    parser.add_argument(
-        "--out", type=str, default=None, help="file for the figures (default: in the run folder)"
-    )
+    add("--seed", type=int, default=0, help="seed of the noise and of the choice of data (default: 0)")
+    add("--out", help="file for the metrics (default: in the run folder)")
     feature_metrics.add_options(parser)
     parsed = parser.parse_args(arguments)
 
@@ -57,13 +56,9 @@ def _evaluate(parsed: argparse.Namespace, steps: tuple[int, ...], processes: Pro
     if in_features or model.spec.kind == "latents":
         return feature_metrics.evaluate(parsed, model, steps, processes)
     if not processes.is_first:
-        return 0  # one process is enough for figures of small images and points
+        return 0  # these metrics are computed by one process
     folder = run_folder(checkpoint)
-    path = Path(parsed.out) if parsed.out else folder / results.METRICS_NAME
-    if path.is_dir():
-        raise InputError("out", f"{path} is a folder, the figures go to a file")
-    if path.exists() and path.resolve() != (folder / results.METRICS_NAME).resolve():
-        raise InputError("out", f"{path} exists already")
+    path = options.metrics_file(parsed.out, folder / results.METRICS_NAME)
     config = run_config(folder)
     metrics = results.measure(model, config, options.load_data(config), steps, parsed.samples, parsed.seed)
     results.show(Console(), metrics, path)

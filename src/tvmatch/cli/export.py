@@ -1,5 +1,6 @@
-"""`tvmatch export`: a checkpoint for other programs and people."""
+"""`tvmatch export`: write a checkpoint for other programs, or upload it to the Hub."""
 
+import argparse
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,65 +14,49 @@ from tvmatch import pictures
 from tvmatch.cli import options, results
 from tvmatch.config.parser import OneLineParser
 from tvmatch.errors import InputError
+from tvmatch.evaluation.report import metrics_files
 from tvmatch.interop import expect_dit, hub, network_to_authors
-from tvmatch.storage.files import new_folder, parse_json, replacing
+from tvmatch.storage.files import new_folder, replacing
 from tvmatch.storage.hub import check_repository_name, upload
 from tvmatch.trained_model import TrainedModel, load
 from tvmatch.trained_model.files import find_checkpoint
 from tvmatch.training import CONFIG_NAME
 
 DESCRIPTION = """\
-Write a checkpoint's evaluation weights for others. --layout hub: a folder with a model card, which
-tvmatch.from_pretrained reads from here or from the Hugging Face Hub. diffusers: a pipeline, which
-tvmatch.diffusers.TVMPipeline.from_pretrained reads. authors: one .safetensors file in the parameter names
-of the authors of Terminal Velocity Matching. A model of latents takes its autoencoder along, but not into
-the authors' file. The card shows samples, the run's configuration, and its figures (metrics*.json) that are
-of this checkpoint.
---push uploads the folder. Nothing is overwritten here; on the Hub it is a new commit."""
+Write the evaluation weights of a checkpoint for other programs. --layout hub writes a folder with a model
+card, for tvmatch.from_pretrained. --layout diffusers writes a pipeline with a model card, for
+tvmatch.diffusers.TVMPipeline.from_pretrained. Both include the autoencoder of a model of latents. --layout
+authors writes one .safetensors file with the parameter names of the TVM authors. The model card shows
+samples, the configuration of the run, and the metrics (metrics*.json) of this checkpoint.
+--push uploads the folder to the Hugging Face Hub as a new commit. Local files are never overwritten."""
 
 LAYOUTS = ("hub", "diffusers", "authors")
 
 
 def run(arguments: list[str]) -> int:
-    """Write, and upload if asked to."""
+    """Write the files, and upload them with --push."""
     parser = OneLineParser(prog="tvmatch export", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
-    parser.add_argument("--layout", type=str, required=True, help=", ".join(LAYOUTS))
-    parser.add_argument("--out", type=str, default=None, help="new folder, or .safetensors file for authors")
-    parser.add_argument(
-        "--push", type=str, default=None, help="repository on the Hub to upload to, user/name"
-    )
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument(
-        "--license", type=str, default=None, help="of the weights, for the card: cc-by-4.0, …"
-    )
+    add = options.adder(parser)
+    add("--layout", required=True, help=", ".join(LAYOUTS))
+    add("--out", help="new folder, or new .safetensors file for --layout authors")
+    add("--push", help="repository on the Hub to upload to, USER/NAME")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    add("--license", help="license of the weights for the model card, such as cc-by-4.0")
     parsed = parser.parse_args(arguments)
-
     out = None if parsed.out is None else Path(parsed.out)
-    if parsed.layout not in LAYOUTS:
-        raise InputError("layout", f"must be one of {', '.join(LAYOUTS)}, got {parsed.layout!r}")
-    if out is None and parsed.push is None:
-        raise InputError("out", "name a new folder or file to write, or give a repository to --push to")
-    if out is not None and out.exists():
-        raise InputError("out", f"{out} exists already")
-    if parsed.private and parsed.push is None:
-        raise InputError("private", "is about a repository, and needs --push")
+    _check(parsed, out)
     if parsed.layout == "authors":
-        for name in ("push", "autoencoder", "license"):
-            if (value := getattr(parsed, name)) is not None:
-                raise InputError(name, f"the authors' layout is one file of weights alone, got {value!r}")
         assert out is not None
         _write_authors(load(parsed.checkpoint), out)
         results.show_paths([out])
         return 0
 
-    if parsed.push is not None:
-        check_repository_name(parsed.push)
     model = options.load_model(parsed.checkpoint, parsed.device, parsed.autoencoder)
     if parsed.layout == "diffusers":
         expect_dit(model, "layout", "diffusers")
     card: dict[str, Any] = {
-        "metrics": _metrics(Path(parsed.checkpoint), model),
+        "metrics": metrics_files(parsed.checkpoint, model.step),
         "samples": _samples(model),
         "config": _config(Path(parsed.checkpoint)),
         "license": parsed.license,
@@ -91,17 +76,36 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _check(parsed: argparse.Namespace, out: Path | None) -> None:
+    if parsed.layout not in LAYOUTS:
+        raise InputError("layout", f"must be one of {', '.join(LAYOUTS)}, got {parsed.layout!r}")
+    if out is None and parsed.push is None:
+        raise InputError("out", "is required without --push")
+    if out is not None and out.exists():
+        raise InputError("out", f"{out} exists already")
+    if parsed.private and parsed.push is None:
+        raise InputError("private", "requires --push")
+    if parsed.layout == "authors":
+        for name in ("push", "autoencoder", "license"):
+            if (value := getattr(parsed, name)) is not None:
+                raise InputError(name, f"cannot be used with --layout authors, got {value!r}")
+    if parsed.push is not None:
+        check_repository_name(parsed.push)
+
+
 def _write_authors(model: TrainedModel, path: Path) -> None:
     network = expect_dit(model, "layout", "authors")
     if path.suffix != ".safetensors":
         raise InputError("out", f"must end in .safetensors for the authors' layout, got {path}")
     if not network.config.rms_norm:
         raise InputError(
-            "layout", "authors is for networks with RMSNorm, this one has LayerNorm; take --layout hub"
+            "layout", "authors needs a network with RMSNorm, this one has LayerNorm; use --layout hub"
         )
     _, height, width = model.spec.shape
     if height != width:
-        raise InputError("layout", f"authors is for square images, this model's are {height}×{width}")
+        raise InputError(
+            "layout", f"authors is for square images, the images of this model are {height}×{width}"
+        )
     metadata = {"format": "pt", "tvmatch": json.dumps(model.describe(), ensure_ascii=False)}
     with replacing(path) as unfinished:
         save_file(network_to_authors(network), unfinished, metadata)
@@ -117,31 +121,14 @@ def _write_pipeline(model: TrainedModel, folder: Path, card: Mapping[str, Any]) 
 
 
 def _config(checkpoint: Path) -> Path | None:
-    """The configuration of a checkpoint's run, if it is in one."""
+    """The configuration of the run that a checkpoint is in; None outside a run."""
     folder = find_checkpoint(checkpoint).resolve()
     path = folder.parents[1] / CONFIG_NAME
     return path if folder.parent.name == "checkpoints" and path.is_file() else None
 
 
-def _metrics(checkpoint: Path, model: TrainedModel) -> list[Path]:
-    """The files of figures beside a checkpoint or in its run that are of this very checkpoint."""
-    folder = find_checkpoint(checkpoint).resolve()
-    places = (folder, folder.parents[1]) if folder.parent.name == "checkpoints" else (folder,)
-    found = {path.name: path for place in reversed(places) for path in sorted(place.glob("metrics*.json"))}
-    return [path for path in found.values() if _training_step(path) == model.step]
-
-
-def _training_step(path: Path) -> Any:
-    """At which the figures of a file were measured; None if it holds none."""
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return content.get("steps") if isinstance(content, dict) else None
-
-
 def _samples(model: TrainedModel) -> Image | None:
-    """One-step samples for the card, about a thousand pixels wide, over all classes in order."""
+    """A grid of one-step samples of all classes, about 1000 pixels wide."""
     if not model.gives_images:
         return None
     columns = min(max(1024 // model.output_shape[-1], 4), 12)

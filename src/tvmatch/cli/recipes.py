@@ -1,4 +1,4 @@
-"""`tvmatch recipes`: the named runs that come with the package."""
+"""`tvmatch recipes`: list the recipes of the package."""
 
 import yaml
 from rich.console import Console
@@ -8,20 +8,20 @@ from tvmatch.config import recipe_names
 from tvmatch.config.parser import OneLineParser
 from tvmatch.config.recipes import recipe_text
 
-DESCRIPTION = "List the recipes, or print one as YAML to start a configuration of one's own from."
+DESCRIPTION = "List the recipes, or print one as YAML, as a start for a custom configuration."
 
 
 def run(arguments: list[str]) -> int:
-    """List or print."""
+    """List the recipes, or print one."""
     parser = OneLineParser(prog="tvmatch recipes", description=DESCRIPTION)
-    parser.add_argument("recipe", type=str, nargs="?", default=None, help="the one to print")
+    parser.add_argument("recipe", type=str, nargs="?", default=None, help="recipe to print")
     name = parser.parse_args(arguments).recipe
     if name is not None:
         print(recipe_text(name), end="")
         return 0
-    table = Table(box=None)
-    for column in ("recipe", "what it is", "steps", "batch"):
-        table.add_column(column, justify="left" if column in ("recipe", "what it is") else "right")
+    table = Table("recipe", "description", box=None)
+    for column in ("steps", "batch"):
+        table.add_column(column, justify="right")
     for recipe in recipe_names():
         text = recipe_text(recipe)
         training = yaml.safe_load(text)["training"]

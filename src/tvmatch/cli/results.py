@@ -1,18 +1,17 @@
-"""What a finished run shows: pictures of its samples, its curves, its figures."""
+"""Results of a finished run: pictures of samples, training curves, metrics."""
 
 import math
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from tvmatch import pictures
+from tvmatch.cli.progress import progress_bar
 from tvmatch.config.schema import Config
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import DensityData, DigitsData
@@ -33,7 +32,7 @@ METRICS_NAME = "metrics.json"
 
 
 def draw(run: Path, model: TrainedModel, dataset: Dataset, steps: tuple[int, ...]) -> list[Path]:
-    """Pictures of the training and of samples at each number of steps, in the run folder."""
+    """Write pictures of samples for each number of steps, and training curves, into the run folder."""
     drawn = []
     if model.spec.kind == "points":
         data = dataset.take(2000, seed=0).values
@@ -54,7 +53,7 @@ def draw(run: Path, model: TrainedModel, dataset: Dataset, steps: tuple[int, ...
 
 
 def sample_grid(model: TrainedModel, steps: int) -> Image.Image:
-    """A row a class, of at most the first ten classes, or a square grid without classes."""
+    """A row of samples for each of the first ten classes, or a square grid for a model without classes."""
     rows = min(model.spec.class_count, 10)
     labels = [k for k in range(rows) for _ in range(COLUMNS)] or None
     samples = model.sample(labels, count=None if labels else COLUMNS * COLUMNS, steps=steps)
@@ -64,7 +63,7 @@ def sample_grid(model: TrainedModel, steps: int) -> Image.Image:
 
 def _expect_finite(*samples: Tensor) -> None:
     if not all(torch.isfinite(values).all() for values in samples):
-        raise NonFiniteError("the trained model's samples are not finite: its training has diverged")
+        raise NonFiniteError("the samples of the trained model are not finite: training has diverged")
 
 
 def measure(
@@ -75,70 +74,56 @@ def measure(
     count: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of `metrics.json`, by the kind of data.
+    """Compute the content of `metrics.json` for the kind of data of a run.
 
     Args:
-        model: to be measured.
+        model: to evaluate.
         config: of its run.
-        dataset: the run's data.
+        dataset: of its run.
         steps: numbers of network evaluations a sample.
-        count: samples of points or images; by default 2,000, or half of the images if they are fewer.
+        count: number of samples of points or images; by default 2,000, or half of the images if there are
+            fewer than 4,000.
         seed: of the noise and of the choice of real data.
 
     Raises:
-        InputError: if a count does not fit the data.
+        InputError: for a count that does not fit the data.
     """
     if count is not None and isinstance(config.data, DigitsData):
-        raise InputError("samples", f"digits are always measured on 360 a draw, got {count}")
+        raise InputError("samples", f"cannot be set for digits, which use 360 a draw, got {count}")
     if count is not None and count < 2:
         raise InputError("samples", f"must be at least 2, got {count}")
     elements = len(dataset) if isinstance(dataset, Sized) else math.inf
     if count is not None and 2 * count > elements:
-        raise InputError("samples", f"{count} are compared with twice as many of the {elements} images")
+        raise InputError("samples", f"must be at most half of the {elements} images, got {count}")
     count = min(2000, int(min(elements, 4000)) // 2) if count is None else count
-    with _progress("evaluating") as report:
+    with progress_bar("evaluating") as report:
+        shared: dict[str, Any] = {"steps": steps, "seed": seed, "on_progress": report}
         if isinstance(config.data, DigitsData):
-            split: Literal["held_out", "validation"] = (
-                "held_out" if config.data.split == "train" else "validation"
-            )
             name = "digits"
-            figures = evaluate_digits(
-                model.sample, reference_split=split, steps=steps, seed=seed, on_progress=report
-            )
+            shared["reference_split"] = "held_out" if config.data.split == "train" else "validation"
+            metrics = evaluate_digits(model.sample, **shared)
         elif isinstance(config.data, DensityData):
             name = config.data.name
-            figures = evaluate_points(
-                model.sample, dataset, steps=steps, count=count, seed=seed, on_progress=report
-            )
+            metrics = evaluate_points(model.sample, dataset, count=count, **shared)
         else:
             name = config.data.path
-            figures = evaluate_images(
-                model.sample, dataset, steps=steps, count=count, seed=seed, on_progress=report
-            )
+            metrics = evaluate_images(model.sample, dataset, count=count, **shared)
     facts = {
         "dataset": name,
         "steps": model.step,
         "parameters": model.provenance.get("parameters"),
         "train_seconds": model.provenance.get("train_seconds"),
     }
-    return facts | figures
+    return facts | metrics
 
 
 def show(console: Console, metrics: dict[str, Any], path: Path) -> None:
-    """Write the figures to `path` and print them as a table."""
+    """Write metrics to `path` and print them as a table."""
     write_metrics(path, metrics)
     console.print(metrics_table(metrics))
 
 
 def show_paths(paths: list[Path]) -> None:
-    """One path a line."""
+    """Print one path a line."""
     for path in paths:
         print(path)
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`tvmatch sample`: a PNG grid, a folder of PNGs, or an .npz file."""
+"""`tvmatch sample`: draw samples into a PNG grid, a folder of PNGs, or an .npz file."""
 
 import argparse
 import hashlib
@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from tvmatch.cli import options, results
+from tvmatch.cli.progress import progress_bar
 from tvmatch.config.parser import OneLineParser
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
@@ -24,21 +23,21 @@ from tvmatch.trained_model import TrainedModel
 from tvmatch.trained_model.files import find_checkpoint
 
 DESCRIPTION = """\
-Draw samples from a checkpoint. --out decides the form: a name ending in .png is one grid, in .npz an
-array file (`samples` of shape (n, C, H, W) in [0, 1], or (n, 2), and `labels`), anything else a folder
-with one PNG a sample, named by its number. --format adm makes an .npz file of bytes, `arr_0` of shape
-(n, H, W, 3), as ADM's evaluation and `tvmatch evaluate --reference` read it. With several numbers of steps
-each gets a file or folder of its own, its name marked _1, _2, …. Sample k has the same noise for every
-number of steps, batch size and device, and --first k draws samples k, k + 1, … of the same long run.
-Nothing is overwritten. What an interrupted command has drawn stays in OUT.partial; the same command goes
-on there, another one is refused."""
+Draw samples from a checkpoint. The name of --out decides the format: NAME.png is one grid, NAME.npz has the
+arrays `samples`, of shape (n, C, H, W) in [0, 1] or (n, 2), and `labels`; any other name is a folder with one
+PNG for each sample, named by its number. With --format adm, NAME.npz has the array `arr_0`, uint8 of shape
+(n, H, W, 3), as ADM's evaluation and `tvmatch evaluate --reference` read it. Several numbers of steps are
+written to separate files or folders, NAME_1, NAME_2, …. Sample k has the same noise for every number of
+steps, batch size and device; --first k draws samples k, k + 1, … of the same sequence.
+Existing files are never overwritten. If the command is interrupted, its samples stay in OUT.partial, and
+the same command resumes there. Another command with the same --out is refused."""
 
 _SUFFIXES: dict[str, Layout] = {".png": "grid", ".npz": "npz", "": "folder"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn, checked as far as it can be without the model."""
+    """Checked options that do not depend on the model."""
 
     count: int | None
     first: int
@@ -50,7 +49,7 @@ class Request:
 
 
 def run(arguments: list[str]) -> int:
-    """Sample and write."""
+    """Draw samples and write them."""
     parsed = _parser().parse_args(arguments)
     request = _request(parsed)
     if parsed.out is not None:
@@ -59,9 +58,9 @@ def run(arguments: list[str]) -> int:
     out = Path(parsed.out or _default_name(model.spec, parsed.format))
     layout, paths = _check_out(out, parsed.format, request.counts)
     _check_layout(layout, model, parsed.uint8, out)
-    classes = _classes(model.spec, parsed.labels)
+    classes = None if parsed.labels is None else model.spec.labels_in(parsed.labels).tolist()
     if classes is not None and parsed.labels_from is not None:
-        raise InputError("labels_from", "give --labels or have them drawn, not both")
+        raise InputError("labels_from", "cannot be combined with --labels")
     labels = (
         sample_labels(model, parsed.labels_from, request.seed) if classes is None else labels_in_turn(classes)
     )
@@ -93,7 +92,7 @@ def run(arguments: list[str]) -> int:
                 )
                 _fill(files, draw, request.batch_size)
                 files.finish(labels(numbers))
-            elif 0 < files.begin(request.batch_size) < count:  # not finished by us
+            elif 0 < files.begin(request.batch_size) < count:  # not written by an earlier command
                 raise InputError("out", f"{path} exists already, and an unfinished one in {folder}")
             results.show_paths([path])
     return 0
@@ -102,37 +101,25 @@ def run(arguments: list[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="tvmatch sample", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
-    parser.add_argument(
-        "--labels",
-        type=str,
-        default=None,
-        help="class names or numbers, 3,cat (default: all in turn)",
-    )
-    parser.add_argument("--count", type=int, default=None, help="samples in all; labels are repeated in turn")
-    parser.add_argument("--first", type=int, default=0, help="number of the first sample (default: 0)")
-    parser.add_argument("--steps", type=str, default=None, help="network evaluations, 1,2,4 (default: 1)")
-    parser.add_argument("--times", type=str, default=None, help="a time grid instead of --steps, 1,0.6,0")
-    parser.add_argument(
-        "--guidance", type=float, default=None, help="weight w, where the model takes several"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and drawn labels (default: 0)")
-    options.add_label_options(parser)
-    parser.add_argument("--batch_size", type=int, default=64, help="samples at a time (default: 64)")
-    parser.add_argument(
-        "--out", type=str, default=None, help="file or folder (default: samples.png, samples.npz for points)"
-    )
-    parser.add_argument(
-        "--format",
-        type=str,
-        default=None,
-        help="adm: an .npz file of bytes for ADM's tools (default: by --out)",
-    )
+    add = options.adder(parser)
+    add("--labels", help="names or numbers of classes, such as 3,cat (default: all classes in turn)")
+    add("--count", type=int, help="number of samples; labels are repeated in turn")
+    add("--first", type=int, default=0, help="number of the first sample (default: 0)")
+    add("--steps", help="network evaluations a sample, such as 1,2,4 (default: 1)")
+    add("--times", help="time grid instead of --steps, such as 1,0.6,0")
+    add("--guidance", type=float, help="guidance weight, within the range the model was trained for")
+    add("--seed", type=int, default=0, help="seed of the noise and of drawn labels (default: 0)")
+    for name, text in options.LABEL_OPTIONS.items():
+        add(f"--{name}", help=text)
+    add("--batch_size", type=int, default=64, help="samples at a time (default: 64)")
+    add("--out", help="file or folder (default: samples.png, or samples.npz for points)")
+    add("--format", help="adm: uint8 arrays for the evaluation of ADM (default: by the name of --out)")
     return parser
 
 
 def _request(parsed: argparse.Namespace) -> Request:
     if parsed.times is not None and parsed.steps is not None:
-        raise InputError("times", "give a grid of times or a number of --steps, not both")
+        raise InputError("times", "cannot be combined with --steps")
     times = None if parsed.times is None else options.numbers("times", parsed.times, "1,0.5,0")
     for name, least in (("count", 1), ("first", 0), ("seed", 0), ("batch_size", 1)):
         number = getattr(parsed, name)
@@ -151,19 +138,19 @@ def _default_name(spec: DataSpec, form: str | None) -> str:
 
 
 def _check_out(out: Path, form: str | None, counts: tuple[int, ...]) -> tuple[Layout, list[Path]]:
-    """How and where the samples of each number of steps go, checked before any is drawn."""
+    """The layout, and the output path for each number of steps."""
     if form not in (None, "adm"):
-        raise InputError("format", f"must be adm, got {form!r}; other forms are chosen by the name of --out")
+        raise InputError("format", f"must be adm, got {form!r}; the name of --out chooses other formats")
     if not out.name:
         raise InputError("out", f"must name a file or a new folder, got {str(out)!r}")
-    # Of a name that is nothing but a suffix, pathlib says that it has none.
+    # For pathlib, ".npz" is a name without a suffix.
     suffix = (out.name if out.name.lower() in _SUFFIXES else out.suffix).lower()
     if suffix not in _SUFFIXES:
-        raise InputError("out", f"must end in .png or .npz, or be a folder's name, got {out}")
+        raise InputError("out", f"must end in .png or .npz, or be the name of a folder, got {out}")
     if out.name.lower() == suffix:
         raise InputError("out", f"must have a name before its ending, got {out}")
     if form == "adm" and suffix != ".npz":
-        raise InputError("out", f"the format adm is an .npz file, got {out}")
+        raise InputError("out", f"must end in .npz for the format adm, got {out}")
     several = len(counts) > 1
     paths = [out.with_name(f"{out.stem}_{n}{out.suffix}") if several else out for n in counts]
     partial_output.check_new(out, paths)
@@ -172,26 +159,19 @@ def _check_out(out: Path, form: str | None, counts: tuple[int, ...]) -> tuple[La
 
 
 def _check_layout(layout: Layout, model: TrainedModel, uint8: str | None, out: Path) -> None:
-    """Refuse a form that samples of the model cannot have."""
+    """Raise InputError if the samples of the model cannot be written in this layout."""
     if model.spec.kind == "points" and layout != "npz":
-        raise InputError("out", f"points go to an .npz file of floating-point numbers, got {out}")
+        raise InputError("out", f"must end in .npz for points, without --format, got {out}")
     if layout == "adm" and model.output_shape[0] not in (1, 3):
         raise InputError(
             "format", f"adm is for grey or RGB images, these have {model.output_shape[0]} channels"
         )
     if layout == "npz" and uint8 is not None:
-        raise InputError(
-            "uint8", f"{out} holds floating-point numbers, no bytes; --format adm makes a file of bytes"
-        )
-
-
-def _classes(spec: DataSpec, given: str | None) -> list[int] | None:
-    """The class numbers of --labels, all of which must be classes; None without."""
-    return None if given is None else spec.labels_in(given).tolist()
+        raise InputError("uint8", f"{out} will hold floating-point numbers; use --format adm for bytes")
 
 
 def _fingerprint(checkpoint: Path) -> str:
-    """What a checkpoint is known by, whatever folder it lies in."""
+    """Hash of a checkpoint, the same for a copy of it."""
     whole = hashlib.sha256()
     for name in ("model.json", "model.safetensors"):
         with (checkpoint / name).open("rb") as file:
@@ -200,15 +180,13 @@ def _fingerprint(checkpoint: Path) -> str:
 
 
 def _fill(files: SampleFiles, draw: Callable[[range], Tensor], batch_size: int) -> None:
-    """Draw what is missing, a batch after another."""
+    """Draw the missing samples batch by batch."""
     numbers = files.numbers
-    there = files.begin(batch_size)
-    if there:
-        print(f"{files.path}: going on after {there:,} of {len(numbers):,} samples", file=sys.stderr)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("sampling", total=len(numbers), completed=there)
-        for start in range(there, len(numbers), batch_size):
+    existing = files.begin(batch_size)
+    if existing:
+        print(f"{files.path}: resuming after {existing:,} of {len(numbers):,} samples", file=sys.stderr)
+    with progress_bar("sampling") as report:
+        for start in range(existing, len(numbers), batch_size):
             batch = numbers[start : start + batch_size]
             files.write(batch, draw(batch))
-            progress.update(task, advance=len(batch))
+            report(start + len(batch), len(numbers))

@@ -1,4 +1,4 @@
-"""`tvmatch train`: a recipe, a user's YAML file and dotted overrides, trained, drawn and measured."""
+"""`tvmatch train`: train a configuration, then draw samples and compute metrics."""
 
 import argparse
 import re
@@ -44,32 +44,21 @@ from tvmatch.training.run_folder import run_config, run_folder
 USAGE = """tvmatch train RECIPE [--out DIR] [--config FILE] [--SECTION.KEY VALUE ...]
        tvmatch train --resume RUN"""
 DESCRIPTION = """\
-Train a recipe, then draw its samples and measure them. Every value of the configuration below can be set
-in a YAML file given with --config, or by an option, which comes last; `--print_config` prints the whole of
-it. Ctrl-C saves, and `tvmatch train --resume RUN` continues."""
+Train a recipe, then draw samples and compute metrics. Every value of the configuration can be set in a YAML
+file (--config FILE) or by an option, which takes precedence. `--print_config` prints the configuration.
+Ctrl-C saves a checkpoint, and `tvmatch train --resume RUN` resumes from it."""
 NUMBERS_OF_STEPS = (1, 2, 4)
-LIST_OPTIONS = (
-    "--objective.times.gap",
-    "--objective.times.t",
-    "--objective.times.s",
-    "--objective.t",
-    "--objective.guidance_weight",
-    "--data.resolution",
-    "--data.shape",
-    "--data.mean",
-    "--data.std",
-)
 
 
 class Request(NamedTuple):
-    """What decides the parser's options, and what is left for it.
+    """The configuration to start from, and the arguments that change it.
 
     Attributes:
         content: of the recipe, or of the configuration of the run to resume.
-        source: where that comes from, for messages.
-        files: the YAML files on top of it, in order.
-        resume: the run folder or checkpoint to continue.
-        arguments: all but the --config files.
+        source: where the content comes from, for messages.
+        files: YAML files that override it, in order.
+        resume: run folder or checkpoint to resume.
+        arguments: all arguments except --config.
     """
 
     content: dict[str, Any]
@@ -80,13 +69,13 @@ class Request(NamedTuple):
 
 
 def run(arguments: list[str]) -> int:
-    """Train, draw, measure."""
+    """Train, draw samples and compute metrics."""
     if arguments in (["-h"], ["--help"]):
         print(f"usage: {USAGE}\n\n{DESCRIPTION}\n\nrecipes: {', '.join(recipe_names())}")
-        print("`tvmatch train RECIPE --help` lists every option of a recipe.")
+        print("`tvmatch train RECIPE --help` lists all options.")
         return 0
     arguments = [re.sub("^--(dry|world)-(run|size)", r"--\1_\2", argument) for argument in arguments]
-    request = _request(_with_brackets(present_arguments(arguments)))
+    request = _request(present_arguments(arguments))
     given = [_on_top(file, request.content) for file in request.files]
     content = with_chosen_kinds(
         with_kinds(request.content, request.source), _chosen_kinds(given, request.arguments)
@@ -102,25 +91,29 @@ def run(arguments: list[str]) -> int:
         const="",
         default=None,
         metavar="RUN",
-        help="continue the run in this folder (default: --out), with its own configuration",
+        help="resume the run in this folder (default: --out) with its configuration",
     )
     add_import_option(parser)
-    parser.add_argument("--dry_run", action="store_true", help="count parameters, FLOPs and memory alone")
-    parser.add_argument("--world_size", type=int, default=1, help="GPUs of the dry run")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print parameters, FLOPs and memory of a training step, without training",
+    )
+    parser.add_argument("--world_size", type=int, default=1, help="number of GPUs for --dry_run (default: 1)")
     add_defaults(parser, content, request.source)
     for file, own in zip(request.files, given, strict=True):
         add_defaults(parser, own, str(file))
     parsed = parser.parse_args(request.arguments)
     config = instantiate(parser, parsed)
     if parsed.dry_run:
-        from tvmatch.cli import dry_run  # here, because it imports much of PyTorch's compiler
+        from tvmatch.cli import dry_run  # here, because it imports PyTorch's compiler
 
         return dry_run.run(config, parsed.world_size)
     return _train(config, _out(parsed.out, config, request.resume), parsed.device, request.resume)
 
 
 def _on_top(file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """A YAML file's options, which may neither change the recipe nor resume a run."""
+    """The options of a YAML file, which may neither change the recipe nor resume a run."""
     own = with_present_names(read_yaml(file), str(file))
     name = content.get("recipe", "custom")
     if own.get("recipe", name) != name:
@@ -131,7 +124,7 @@ def _on_top(file: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_kinds(files: list[dict[str, Any]], arguments: list[str]) -> dict[str, str]:
-    """The kinds of sections that files on top of a recipe and options say; the last counts."""
+    """The kinds of sections that files and options set, in order of increasing precedence."""
     chosen: dict[str, str] = {}
     for content in files:
         for section, option in KIND_OPTIONS.items():
@@ -144,18 +137,6 @@ def _chosen_kinds(files: list[dict[str, Any]], arguments: list[str]) -> dict[str
     return chosen | vars(peek.parse_known_args(arguments)[0])
 
 
-def _with_brackets(arguments: list[str]) -> list[str]:
-    """The arguments with lists of numbers in the brackets that YAML wants: 1,2 becomes [1,2]."""
-    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-    options = "|".join(map(re.escape, LIST_OPTIONS))
-    turned: list[str] = []
-    for argument in arguments:
-        named = bool(turned) and turned[-1] in LIST_OPTIONS
-        match = re.fullmatch(rf"({'' if named else f'(?:{options})='})({number}(?:, *{number})+)", argument)
-        turned.append(f"{match[1]}[{match[2]}]" if match else argument)
-    return turned
-
-
 def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
     refuse_several("training")
     config.check()
@@ -165,7 +146,7 @@ def _train(config: Config, out: Path, device: str, resume: Path | None) -> int:
 
 
 def _train_locked(config: Config, out: Path, device: str, resume: Path | None, lock: FolderLock) -> int:
-    dataset = load_data(config)  # which can take minutes: all that can be wrong before is known by now
+    dataset = load_data(config)  # may take minutes, so everything else is checked before
     decoder = load_decoder(config, dataset.spec, device)
     trainer = Trainer(config, dataset, out, device=device, resume=resume, decoder=decoder, lock=lock)
     changes = [] if resume is None else differences(run_config(out), config)
@@ -201,12 +182,12 @@ def _out(given: str | None, config: Config, resume: Path | None) -> Path:
         return Path(given or f"runs/{config.recipe}")
     out = run_folder(resume)
     if given and Path(given).resolve() != out.resolve():
-        raise InputError("out", f"{given} is not the run that --resume names, {out}")
+        raise InputError("out", f"{given} is not the run of --resume, {out}")
     return out
 
 
 class _Peek(argparse.ArgumentParser):
-    """Reads the few arguments that decide which others there are."""
+    """Reads the arguments that decide which options the full parser has."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
@@ -227,13 +208,13 @@ def _request(arguments: list[str]) -> Request:
         peek.add_argument(option)
     known, rest = peek.parse_known_args(arguments)
     if known.resume in recipe_names() and not Path(known.resume).exists():
-        known.resume, rest = "", [known.resume, *rest]  # `--resume digits`: a recipe behind a bare flag
+        known.resume, rest = "", [known.resume, *rest]  # a recipe after --resume without a value
     name = _recipe_name(rest)
 
     if known.resume is not None:
         folder = known.resume or known.out or (f"runs/{name}" if name else None)
         if folder is None:
-            raise InputError("resume", "name the run folder, --resume RUN")
+            raise InputError("resume", "must be followed by a run folder")
         source = run_folder(Path(folder)) / CONFIG_NAME
         content = read_yaml(source)
         if name and name != content.get("recipe"):
@@ -242,26 +223,28 @@ def _request(arguments: list[str]) -> Request:
     if name is None and configs:
         content = read_yaml(configs[0])
         name = content.get("recipe")
-        if name not in recipe_names() and "data" in content:  # a whole configuration under a name of its own
+        if name not in recipe_names() and "data" in content:  # a complete configuration of a custom name
             content = _on_top(configs[0], content)
             return Request(content, str(configs[0]), configs[1:], None, arguments)
     if name is None:
-        raise InputError("recipe", f"name one of {', '.join(recipe_names())}")
+        raise InputError("recipe", f"must be one of {', '.join(recipe_names())}")
     content = yaml.safe_load(recipe_text(name))
     given = [read_yaml(file) for file in configs]
     for file, own in zip(configs, given, strict=True):
         if own.get("data", content) is None:
-            raise InputError(file, "data: null is of a run on data from Python, which goes on from Python")
+            raise InputError(
+                file, "data: null means that the data came from Python; such a run is resumed from Python"
+            )
         if not isinstance(own.get("initial", ""), str | None):
             raise InputError(file, f"initial: must be text or null, got {own['initial']!r}")
     initial = known.initial or next((own["initial"] for own in reversed(given) if own.get("initial")), None)
-    if initial is not None:  # the network that is there already, for options to change
+    if initial is not None:  # of the initial checkpoint; options override it
         content["network"] = network_section(initial)
     return Request(content, f"recipe {name}", configs, None, arguments)
 
 
 def _recipe_name(arguments: list[str]) -> str | None:
-    """The recipe among the arguments: the first of them, or one that is not the value of an option."""
+    """The recipe: the first argument, or a later one that is not the value of an option."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
     flags = ("-h", "--help", "--print_config", "--dry_run")

@@ -1,8 +1,9 @@
-"""How good the samples are: distances to real data that was kept aside."""
+"""Metrics of samples: comparisons with real data."""
 
 from tvmatch.evaluation.digits import evaluate_digits
 from tvmatch.evaluation.extractors import Extractor, Features, load_extractor
 from tvmatch.evaluation.feature_metrics import evaluate_features
+from tvmatch.evaluation.feature_request import FeatureRequest
 from tvmatch.evaluation.metrics.frechet import GaussianStatistics, fit_gaussian, frechet_distance
 from tvmatch.evaluation.metrics.inception_score import InceptionScore, inception_score
 from tvmatch.evaluation.metrics.precision_and_recall import PrecisionRecall, precision_recall
@@ -16,6 +17,7 @@ from tvmatch.evaluation.report import features_table, metrics_table, write_metri
 
 __all__ = [
     "Extractor",
+    "FeatureRequest",
     "Features",
     "GaussianStatistics",
     "InceptionScore",

@@ -1,4 +1,4 @@
-"""Where a figure comes from: everything it depends on, as plain values and as one line."""
+"""Everything that a metric depends on, as a dictionary and as one line."""
 
 import platform
 import sys
@@ -9,9 +9,9 @@ import torch
 
 from tvmatch.distributed import Processes
 from tvmatch.evaluation.extractors import Extractor
+from tvmatch.evaluation.feature_request import FeatureRequest
 from tvmatch.evaluation.references.files import Reference
-from tvmatch.generation.numbered import LabelsFrom
-from tvmatch.generation.uint8 import ROUNDING, Uint8
+from tvmatch.generation.uint8 import ROUNDING
 from tvmatch.trained_model import TrainedModel
 
 _PACKAGES = ("torch", "numpy", "torchvision", "torch_fidelity", "transformers", "diffusers")
@@ -21,33 +21,29 @@ def provenance_of(
     model: TrainedModel,
     extractor: Extractor,
     reference: Reference | None,
-    count: int,
-    seed: int,
-    batch_size: int,
+    request: FeatureRequest,
     processes: Processes,
-    labels_from: LabelsFrom | None,
-    uint8: Uint8,
 ) -> dict[str, Any]:
-    """All that the figures depend on but guidance and steps, as plain values."""
+    """Everything that metrics depend on except guidance and steps, as JSON values."""
     _, height, width = model.output_shape
     dtype = str(next(model.network.parameters()).dtype).removeprefix("torch.")
     device = str(model.device)
     if model.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(model.device)})"
-        # TensorFloat-32 in the sampling; the extractors never use it.
+        # Sampling may use TensorFloat-32; extractors never do.
         matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
         dtype += f" (matmul {matmul.fp32_precision}, convolution {convolution.fp32_precision})"
     return {
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint,
-        "rounding": ROUNDING[uint8],
+        "rounding": ROUNDING[request.uint8],
         "resolution": [height, width],
-        "samples": count,
+        "samples": request.count,
         "classes": model.spec.class_count,
-        "labels_from": labels_from or ("k mod K" if model.spec.class_count else None),
+        "labels_from": request.labels_from or ("k mod K" if model.spec.class_count else None),
         "reference": None if reference is None else dict(reference.provenance),
-        "seed": seed,
-        "batch_size": batch_size,
+        "seed": request.seed,
+        "batch_size": request.batch_size,
         "processes": processes.world_size,
         "model_step": model.step,
         "autoencoder": _autoencoder(model),
@@ -58,7 +54,7 @@ def provenance_of(
 
 
 def _autoencoder(model: TrainedModel) -> dict[str, str] | None:
-    """The one that decodes, where it says who it is; else the one that the latents were made with."""
+    """The autoencoder that decodes, or if it has no such attributes the one that encoded the latents."""
     expected = model.spec.autoencoder
     if expected is None:
         return None
@@ -69,7 +65,7 @@ def _autoencoder(model: TrainedModel) -> dict[str, str] | None:
 
 
 def _versions() -> dict[str, str]:
-    """Of ourselves, of Python and of the packages that took part."""
+    """Versions of tvmatch, Python and the imported packages."""
     found = {"tvmatch": _version("tvmatch"), "python": platform.python_version()}
     return found | {name: _version(name) for name in _PACKAGES if name in sys.modules}
 
@@ -77,12 +73,12 @@ def _versions() -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return version(package.replace("_", "-"))
-    except PackageNotFoundError:  # running from a source tree that is not installed
+    except PackageNotFoundError:  # a source tree that is not installed
         return "unknown"
 
 
 def provenance_line(provenance: dict[str, Any]) -> str:
-    """One line that says what a figure depends on; guidance and steps only if they are given."""
+    """The provenance as one line; with guidance and steps if they are in the dictionary."""
     reference, autoencoder = provenance["reference"], provenance["autoencoder"]
     parts = [
         f"extractor {provenance['extractor']} {provenance['extractor_fingerprint'][:12]}",
@@ -113,7 +109,7 @@ def _label_words(provenance: dict[str, Any]) -> str:
 
 
 def _reference_words(reference: dict[str, Any]) -> str:
-    """The reference by path, hash, number of images and kind."""
+    """Path, hash, number of images and kind of the reference."""
     kind, _, digest = str(reference["fingerprint"]).rpartition(" ")
     words = f"reference {reference['source']} ({f'{kind} {digest[:12]}'.strip()}"
     if "images" in reference:
