@@ -126,9 +126,9 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
         "encode": ["--autoencoder", "--normalization", "--part", "--crop"],
         "import": ["--recipe", "--class_names"],
         "export": ["--layout", "hub, diffusers, authors", "--push"],
-        "recipes": ["start a configuration of one's own"],
+        "recipes": ["start for a custom configuration"],
         "info": ["its newest checkpoint"],
-        "check": ["--device", "--dtype", "bfloat16 and float16: autocast", "--model", "exit code is 1"],
+        "check": ["--device", "--dtype", "bfloat16 and float16 use autocast", "--model", "exit code is 1"],
     }[name]
     for words in expected:
         assert words in text
@@ -433,7 +433,7 @@ def test_resuming_says_what_changed(quick: None, capsys: pytest.CaptureFixture[s
     arguments = ["train", "gaussians", *SHORT_RUN, *TINY_POINTS, "--out", "run"]
     assert main(arguments) == 0
     capsys.readouterr()
-    changes = ["--training.steps=5", "--optimizer.learning_rate=0.5", "--times.gap=-1,2"]
+    changes = ["--training.steps=5", "--optimizer.learning_rate=0.5", "--times.gap=[-1,2]"]
     assert main(["train", "--resume", "run"]) == 0
     assert "changed in this run" not in capsys.readouterr().err
     rate = tvmatch.recipe("gaussians").optimizer.learning_rate
@@ -473,7 +473,7 @@ def test_samples_of_a_model_that_diverged(
 
     monkeypatch.setattr(Trainer, "run", diverge)
     assert main(["train", "digits", *SHORT_RUN, *TINY_NETWORK]) == 1
-    assert "samples are not finite: its training has diverged" in capsys.readouterr().err
+    assert "samples of the trained model are not finite: training has diverged" in capsys.readouterr().err
 
 
 # Sample

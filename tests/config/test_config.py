@@ -336,18 +336,7 @@ def test_a_file_may_say_where_and_on_what(tmp_path: Path, requested: Requested) 
     assert (out, device, resume) == (Path("there"), "cpu", None)
 
 
-@pytest.mark.parametrize("value", ["1,2.5", "[1,2.5]", "1, 2.5", "1.,2.5e0"])
-def test_pairs_need_no_brackets(value: str, requested: Requested) -> None:
-    for given in ([f"--objective.guidance_weight={value}"], ["--objective.guidance_weight", value]):
-        assert main(["train", "digits", *given, "--times.gap", "-1,.5", "--times.s=-.4,1"]) == 0
-        config = requested.pop()[0]
-        assert config.objective.guidance_weight == (1.0, 2.5)
-        assert (config.objective.times.gap, config.objective.times.s) == ((-1.0, 0.5), (-0.4, 1.0))
-    assert main(["train", "image_folder", "--data.path=x", "--data.resolution", "32,64"]) == 0
-    assert requested.pop()[0].data.resolution == (32, 64)
-
-
-@pytest.mark.parametrize("value", ["1,2,3", "1;2", "1,b"])
+@pytest.mark.parametrize("value", ["1,2", "[1,2,3]", "1;2", "[1,b]"])
 def test_what_is_no_pair(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", f"--times.gap={value}"]) == 2
     assert one_line(capsys).startswith("objective.times.gap: must be a pair of numbers like [1,2], got")

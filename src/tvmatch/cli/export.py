@@ -104,7 +104,7 @@ def _write_authors(model: TrainedModel, path: Path) -> None:
     _, height, width = model.spec.shape
     if height != width:
         raise InputError(
-            "layout", f"authors needs square images, the images of this model are {height}×{width}"
+            "layout", f"authors is for square images, the images of this model are {height}×{width}"
         )
     metadata = {"format": "pt", "tvmatch": json.dumps(model.describe(), ensure_ascii=False)}
     with replacing(path) as unfinished:
