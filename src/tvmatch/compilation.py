@@ -145,8 +145,7 @@ def _relative(actual: Tensor, expected: Tensor) -> float:
 def require_right_compilation(device: torch.device) -> None:
     """Compare once per build of PyTorch, source of tvmatch and kind of device; this takes a few seconds.
 
-    A successful comparison is recorded in `$XDG_CACHE_HOME/tvmatch` (default: `~/.cache/tvmatch`), if that
-    folder is writable.
+    A successful comparison is recorded in `$XDG_CACHE_HOME/tvmatch` (default: `~/.cache/tvmatch`).
 
     Raises:
         InputError: if a compiled function is wrong, naming it and PyTorch's version.

@@ -17,14 +17,12 @@ MOST_GUIDANCE = 1e6
 class Condition(NamedTuple):
     """The condition of B samples. `Condition()` is unconditional, with guidance weight 1.
 
-    Networks are called with `labels` and `guidance_weight`, and with `embeddings` and `mask` if there are
-    embeddings.
+    Networks are called with `labels` and `guidance_weight`, and with `embeddings` and `mask` if given.
 
     Attributes:
         labels: int64 (B,), the class count for a dropped label. None: no labels, or all are dropped.
         guidance_weight: (B,) w. None means 1 for all samples.
-        embeddings: (B, L, D), L vectors per sample, such as the tokens of a text. None: no embeddings, or all
-            are dropped.
+        embeddings: (B, L, D), such as L text tokens per sample. None: no embeddings, or all are dropped.
         mask: bool (B, L), False for vectors that are ignored; if all vectors of a sample are ignored, its
             embeddings are dropped. None: no vector is ignored.
     """

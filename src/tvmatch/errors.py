@@ -71,8 +71,7 @@ def arguments_named(names: Mapping[str, str]) -> Iterator[None]:
     """Context in which the subject of an `InputError` is renamed by `names`.
 
     For programs that offer arguments of a function under other names, for example
-    `with arguments_named({"count": "--images"}): …`. Contexts can be nested; the outer one renames the inner
-    names.
+    `with arguments_named({"count": "--images"}): …`. Outer contexts rename inner names.
     """
     around = _NAMES.get()
     token = _NAMES.set({**around, **{name: around.get(own, own) for name, own in names.items()}})

@@ -22,8 +22,7 @@ class Network(Protocol):
     `guidance_weight=None` means 1 for all samples.
 
     A network that is conditioned on embeddings has two more arguments, `embeddings=None` and `mask=None` (see
-    `tvmatch.condition.Condition`). They are passed only if there are embeddings; a call without them is
-    unconditional.
+    `tvmatch.condition.Condition`). A call without embeddings is unconditional.
     """
 
     def __call__(

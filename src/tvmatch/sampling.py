@@ -1,7 +1,6 @@
 """One- and few-step sampling: x ← x + f_θ(x, t, s, c, w) over a grid of times from 1 (noise) to 0 (data).
 
-The noise of sample k is a function of the seed and k. It does not depend on batch size or number of
-processes.
+The noise of sample k is a function of the seed and k only.
 """
 
 import itertools

@@ -193,8 +193,7 @@ def in_whole_blocks(compute: Callable[[range], Tensor], rows: range) -> Tensor:
     """Compute `compute(rows)` so that the result of a row is bit for bit the same for every range.
 
     PyTorch's vectorised and scalar code may round log or cos differently, depending on an element's position
-    and the tensor's length. `compute` is therefore called with whole blocks, rows BLOCK k … BLOCK (k + 1) −
-    1.
+    and the tensor's length. `compute` is therefore called with whole blocks of BLOCK rows.
 
     Args:
         compute: maps a range to a tensor with one row per number, each a function of that number.

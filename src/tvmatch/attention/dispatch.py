@@ -82,8 +82,7 @@ def attention(
 
     A tangent of None costs nothing. Plain tensors also work inside `torch.func.jvp` and
     `torch.autograd.forward_ad`: the tangent, and gradients through it, are correct (see
-    `attention.forward_mode`). Under autocast, inputs other than float64 are cast to the autocast dtype, as in
-    PyTorch's attention.
+    `attention.forward_mode`). Under autocast, inputs other than float64 are cast to its dtype, as in PyTorch.
 
     Backends:
         "reference": plain PyTorch operators; stores the N × M matrices.

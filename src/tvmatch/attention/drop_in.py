@@ -46,9 +46,9 @@ def scaled_dot_product_attention(
     Outside forward mode this calls PyTorch's function. In forward mode, softmax(α Q Kᵀ + mask) V is computed
     by `attention` if there is no mask other than the causal one, no dropout, and keys and values have the
     same width of at most 256; otherwise by plain operators, which store the N × M matrices. Both support
-    reverse mode through the tangent.
+    reverse mode.
 
-    Under `torch.compile` the tangent is correct, or an error is raised (with `fullgraph=True`); see
+    Under `torch.compile` the tangent is correct, or (with `fullgraph=True`) an error; see
     `attention.forward_mode`.
 
     Args:
@@ -56,8 +56,8 @@ def scaled_dot_product_attention(
         key: (..., M, D).
         value: (..., M, E).
         attn_mask: of a shape that broadcasts to (..., N, M). Boolean: True for keys that take part. Otherwise
-            it is added to the scores, and may have a tangent and a gradient. For a query without keys, value,
-            tangent and gradients are zero.
+            it is added to the scores, and may have a tangent and a gradient. A query without keys gives
+            zeros.
         dropout_p: dropout probability of the softmax; value and tangent drop the same entries.
         is_causal: query i attends only to keys j ≤ i, in addition to `attn_mask`.
         scale: α. Default: D^(−1/2).
@@ -91,8 +91,7 @@ def repair_forward_mode() -> Iterator[None]:
 
     - `torch.nn.functional.scaled_dot_product_attention` is `tvmatch.attention.scaled_dot_product_attention`;
     - PyTorch's transformer layers do not use their fused layer operator;
-    - `layer_norm`, `group_norm`, and `batch_norm` with running statistics are computed by operators with
-      correct rules;
+    - `layer_norm`, `group_norm`, and `batch_norm` with running statistics use operators with correct rules;
     - operators with a wrong rule raise `NotImplementedError` (see `attention.refusals`), as do
       `torch.utils.checkpoint` and TorchScript that contains such an operator or layer norm. Operators whose
       tangent is correct, but not the gradients through it, raise only while gradients are recorded.

@@ -7,8 +7,7 @@ computed on Duals with the usual kernels, and the result's tangent is packed aga
     q, q̇ ← unpack_dual(q)    O, Ȯ ← attention of Duals    make_dual(O, Ȯ)
 
 Only a single level of forward mode is handled this way. Nested transforms (`jacfwd`, `hessian`, `grad` of a
-jvp, Duals whose parts carry hidden tangents) use the plain reference, which PyTorch can differentiate any
-number of times.
+jvp, Duals whose parts carry hidden tangents) use the plain reference, which can be differentiated repeatedly.
 
 Under `torch.compile`, a tangent from a transform *outside* the compiled function is invisible to the compiler
 and would be dropped. The reference is therefore traced only if its tangents are visible; everything else runs

@@ -6,8 +6,7 @@ In PyTorch 2.11 and 2.13:
   gradients through it are silently wrong.
 - Group norm's rule fails for `channels_last`. With a weight of another dtype, as under autocast, its tangent
   has another dtype than its value. The latter also holds for batch norm with running statistics.
-- Batch norm and instance norm with batch statistics are as wrong as layer norm. They are refused; see
-  `attention.refusals`.
+- Batch norm and instance norm with batch statistics are as wrong as layer norm. See `attention.refusals`.
 """
 
 from collections.abc import Callable, Sequence

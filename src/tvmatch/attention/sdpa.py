@@ -1,8 +1,7 @@
 """`scaled_dot_product_attention` in forward mode: masks, dropout, grouped queries, any leading dimensions.
 
 PyTorch's unfused attention is not used: it has forward-mode rules (2.11 and 2.13), but gradients through its
-tangent are NaN for a query that attends to no key, and `torch.nn.attention.sdpa_kernel` selects it for all
-threads.
+tangent are NaN for a query that attends to no key, and `torch.nn.attention.sdpa_kernel` is global.
 
 Importing this module loads the compiler; import it only in forward mode.
 """

@@ -77,8 +77,7 @@ _VALUE = {
     128: Tiles(Tile(128, 64, 8, 2), parts({_Q: Tile(128, 64, 8, 2)}), parts({_K: Tile(64, 128, 8, 2)})),
     256: _apart(Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
 }
-# float32 does not use the tensor cores. With a tangent it spills registers from D = 64 on; of the tiles that
-# were tried, these spill least.
+# float32 does not use the tensor cores. With a tangent it spills registers from D = 64 on; these spill least.
 _SINGLE_PRECISION = _apart(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
 # Half precision on GPUs with less shared memory than Hopper, down to the 99 KB of consumer GPUs. With a
 # tangent some tiles spill at D = 128.

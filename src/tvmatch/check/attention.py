@@ -166,8 +166,7 @@ def _answer(case: Case, problem: Problem, setting: Setting, backend: str) -> dic
         else:
             output = attention(q, k, v, **options)
     parts = {"value": output.value} | ({} if output.tangent is None else {"tangent": output.tangent})
-    # If a tangent is missing or does not depend on the inputs, its gradients are zero and the comparison
-    # fails.
+    # If a tangent is missing or does not depend on the inputs, its gradients are zero.
     given = cotangents[: len(parts)]
     gradients = torch.autograd.grad(list(parts.values()), inputs, given, materialize_grads=True)
     names = [*(f"grad {x}" for x in "qkv"), *(f"grad {x}\u0307" for x in case.tangents)]  # q̇, k̇, v̇

@@ -29,8 +29,7 @@ from tvmatch.trained_model import TrainedModel
 
 # Multiplies the loss: a power of two causes no rounding, and small gradients do not underflow in float16.
 LOSS_SCALE = 2.0**10
-# Error of central differences in float64: usually 1e-11, but 1e-7 after a few training steps, when the loss
-# depends little on most weights.
+# Error of central differences in float64: usually 1e-11, but 1e-7 after a few training steps, of the loss.
 DIFFERENCES = 1e-6
 
 

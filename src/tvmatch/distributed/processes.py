@@ -84,8 +84,7 @@ class Processes(Position):
 
         Raises:
             BaseException: `error` itself in the process that it comes from. In other processes an equal
-                `InputError`, `DataError`, `OSError` or `KeyboardInterrupt`, or a `ProcessError` that quotes
-                it.
+                `InputError`, `DataError`, `OSError` or `KeyboardInterrupt`, or a `ProcessError`.
         """
         failures = [None if error is None else Failure.of(error, self.rank)]
         if self.world_size > 1:

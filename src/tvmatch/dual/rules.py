@@ -75,8 +75,7 @@ def pointwise(
 def unbind(x: Dual, dimension: int = 0) -> tuple[Dual, ...]:
     """Slices along a dimension, as views.
 
-    The backward of `Tensor.unbind` stacks the gradients once; that of indexing would fill a buffer of zeros
-    for every slice.
+    The backward of `Tensor.unbind` stacks the gradients once; that of indexing allocates zeros per slice.
     """
     return _parts(lambda y: _unbind(y, dimension), x)
 

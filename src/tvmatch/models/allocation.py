@@ -10,8 +10,7 @@ from tvmatch.models.base import BaseNetwork
 def unallocated(build: Callable[[], BaseNetwork]) -> BaseNetwork:
     """Build a network on the meta device, without memory and without drawing initial weights.
 
-    If the constructor reads values of tensors, which fails on the meta device, the network is built on the
-    CPU.
+    If the constructor reads values of tensors, which fails on the meta device, it is built on the CPU.
 
     Args:
         build: calls `build_network`.

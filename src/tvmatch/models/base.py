@@ -43,7 +43,7 @@ class BaseNetwork(nn.Module):
 
     x is (B, *shape); t, s and guidance_weight are (B,); labels are int64 (B,) in 0 … class_count, where
     class_count is the dropped label. `labels=None` drops all labels, `guidance_weight=None` means 1. The
-    result has x's shape. `forward` may omit the last two arguments; without `labels` it is for data without
+    result has x's shape. `forward` may omit the last two arguments; without `labels`, data must have no
     classes.
 
     Attributes:
@@ -52,8 +52,7 @@ class BaseNetwork(nn.Module):
         draws_from_seed: whether the constructor draws all initial weights from `seed`. Otherwise PyTorch's
             global generator is seeded with it during construction.
         needs_float32: refuse to sample with weights of another dtype.
-        knows_dropped_labels: whether it was trained with dropped labels and can be called without labels.
-            Stored in checkpoints.
+        knows_dropped_labels: whether it was trained with dropped labels; stored in checkpoints.
         label_table: name of the parameter (K + 1, C) with one row per class and a last row for the dropped
             label; fine-tuning on other classes needs it.
         additions: parts that fine-tuning may add.

@@ -97,8 +97,7 @@ class DiTConfig:
         """The sizes: those of the preset, unless a field overrides them.
 
         Raises:
-            InputError: for an unknown preset, a missing or non-positive size, or heads that do not divide
-                hidden_size.
+            InputError: for an unknown preset, or sizes that are missing, not positive or indivisible.
         """
         if self.preset is not None and self.preset not in PRESETS:
             raise InputError("network.preset", f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
@@ -223,12 +222,10 @@ class DiT(ConditionedNetwork):
     def init_weights(self, seed: int | None = None) -> None:
         """Set the initial parameters and the fixed positions in place, for example after `to_empty`.
 
-        Modulations and head start at zero. Every other parameter depends only on `seed` and its name, not on
-        device or dtype.
+        Modulations and head start at zero. Other parameters depend only on `seed` and their names.
 
         Args:
-            seed: a non-negative integer. Default: drawn from PyTorch's global generator, which
-                `torch.manual_seed` seeds.
+            seed: a non-negative integer. Default: drawn from PyTorch's global generator.
         """
         modulation = [module.project for module in self.modules() if isinstance(module, Modulation)]
         initialize(

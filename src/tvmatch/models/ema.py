@@ -15,8 +15,7 @@ class ParameterAverage:
     Args:
         network: the trained network.
         rate: r in [0, 1).
-        warmup: bound r by (1 + n) / (10 + n) after n updates, so that short runs forget the initial
-            parameters.
+        warmup: bound r by (1 + n) / (10 + n) after n updates, to forget the initial parameters.
 
     Attributes:
         network: a frozen copy of the network that holds the average.

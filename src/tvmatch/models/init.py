@@ -43,8 +43,7 @@ def initialize(
     """Set every parameter of `network` to its initial value, in place.
 
     Values are drawn in float32 on the CPU and depend only on the seed and the parameter's name without the
-    parts that wrappers such as `DistributedDataParallel` insert. The number of threads can change the last
-    digit of a spectral norm.
+    parts that wrappers such as `DistributedDataParallel` insert. Spectral norms may vary with the threads.
 
     Args:
         network: must have memory; its current values are not used.

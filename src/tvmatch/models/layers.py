@@ -86,8 +86,7 @@ class Conditioning(nn.Module):
         guidance_embedding: if false, the network does not depend on w.
 
     Attributes:
-        label_dropout: whether the network is trained with dropped labels. If false, as in some imported
-            networks, labels are required.
+        label_dropout: whether the network is trained with dropped labels; if false, labels are required.
     """
 
     def __init__(
@@ -114,8 +113,7 @@ class Conditioning(nn.Module):
         `labels=None` drops all labels, `guidance_weight=None` means 1.
 
         Raises:
-            ValueError: if labels are given to a network without classes, or missing for one that was trained
-                without dropped labels.
+            ValueError: if labels are given without classes, or missing without label dropout.
         """
         if labels is not None and self.label is None:
             raise ValueError("labels: the network was built without classes")

@@ -24,8 +24,7 @@ class JVPNetwork(nn.Module):
     whose forward mode is missing or wrong are replaced (attention, layer and group norm) or refused (batch
     norm in training, `linalg.solve`, `det`, `torch.utils.checkpoint`, operators registered with
     `torch.library`, …), so that value, tangent and gradients through the tangent are correct, or an error is
-    raised. `attention.repair_forward_mode` lists these functions, and what cannot be detected: `detach`,
-    `.data`, NumPy.
+    raised. `attention.repair_forward_mode` has the list, and what cannot be detected.
 
     Args:
         module: a callable of (x, t, s) and, if its `forward` has arguments of these names, `labels`,

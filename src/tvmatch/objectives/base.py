@@ -58,8 +58,7 @@ class Objective:
         scaled: use the scaled parameterisation f(x, t, s) = w (s − t) F; otherwise (s − t) F.
         guidance_weight: w for which the network is trained, or a range of weights.
         label_dropout: probability of dropping a sample's condition.
-        target_ema: rate of the moving average that is the target network; 0: the target is the network
-            itself.
+        target_ema: rate of the target network's moving average; 0: the target is the network.
         teacher: a checkpoint whose frozen velocity is the target instead; None: no teacher.
     """
 
@@ -146,8 +145,7 @@ def draw_condition(
     Args:
         condition: labels or embeddings of the data, for len(rows) samples.
         null_label: the number of the dropped label.
-        objective: gives the dropout probability and w; for a range (low, high), 1/w is uniform between 1/high
-            and 1/low.
+        objective: gives dropout probability and w; for a range, 1/w is uniform between 1/high and 1/low.
         draws: the random numbers of the step.
         rows: the rows of the batch.
     """

@@ -32,8 +32,7 @@ class TimesConfig:
     `gap` (and `gap*`): g = σ(N(gap)), s ~ logit-normal(s) truncated to s < 1 − g, t = s + g.
     `truncated`: t ~ logit-normal(t), s ~ logit-normal(s) truncated to s ≤ t.
     `clamped`: t ~ logit-normal(t), r ~ logit-normal(s) independent, s = min(r, t).
-    With probability `equal_probability`, t is then set to s. This changes neither s nor s', and therefore not
-    the flow term.
+    With probability `equal_probability`, t is then set to s. This does not change the flow term.
 
     Attributes:
         distribution: of (t, s); `gap*` is `gap` with an independent, untruncated s' ~ logit-normal(s).

@@ -53,8 +53,7 @@ def tvm_loss(
         s_prime: (B,) times of the flow term.
         labels: int64 (B,), the class count for a dropped label; None drops all. Or a `Condition`.
         guidance_weight: (B,) w ≥ 1, which must be 1 where the label is dropped. If given, the target is also
-            evaluated without labels, for its unconditional velocity. None means 1. Must be None if `labels`
-            is a `Condition`.
+            evaluated without labels, for its unconditional velocity. None means 1, or the `Condition`'s.
         scaled: the scaled parameterisation, k(w) = w.
         detach_jvp: no gradient through ∂_s F_θ (faster, biased).
 
@@ -106,12 +105,10 @@ class TVM(Objective):
     Attributes:
         guidance_weight: w ≥ 1, a constant, or a pair [low, high] with 1/w uniform between 1/high and 1/low.
         scaled: use the scaled parameterisation, in which the network's output is multiplied by w.
-        label_dropout: probability of dropping a label, with w = 1 for that sample; may be 0 only if w = 1 or
-            with a teacher.
+        label_dropout: probability of dropping a label, with w = 1; may be 0 only if w = 1 or with a teacher.
         target_ema: rate of the target network's moving average; 0: the target is the network itself.
         detach_jvp: no gradient through the derivative in s (faster, biased).
-        teacher: a checkpoint whose frozen velocity, with guidance, is the target (distillation); `target_ema`
-            is then not used.
+        teacher: a checkpoint whose guided velocity is the target (distillation), instead of `target_ema`.
         times: distribution of (t, s, s').
     """
 

@@ -106,8 +106,7 @@ def wasserstein_bound(
     """Measure both sides of the inequality on the samples x_t = (1−t) x0 + t x1.
 
     For the empirical measure of these samples the tight form has no statistical error: all expectations and
-    the supremum in L are over the samples whose error is bounded. The trapezoidal rule in s has an error of
-    order G⁻² for a smooth network.
+    the supremum in L are over the samples whose error is bounded. The trapezoidal rule has error O(G⁻²).
 
     The theorem's form needs v, which is random given x_s. To reduce the sampling noise, its flow term
     E‖u_θ(x_s, s) − v‖² is measured as mean(‖u_θ(x_s, s) − v‖² − ‖u(x_s, s) − v‖²) + E Tr Var(v | x_s).
@@ -188,8 +187,7 @@ def _measure(
 def _lipschitz(e: Tensor, difference: Tensor, size: Tensor, one_sided: bool) -> float:
     """The largest quotient over the samples, NaN if every e is zero up to rounding.
 
-    Samples with an error below ε^(2/3) times the size of x are omitted, since rounding dominates their
-    quotient.
+    Samples with an error below ε^(2/3) times the size of x are omitted: their quotient is rounding.
     """
     squared = _squared_norm(e)
     kept = squared > torch.finfo(e.dtype).eps ** (4 / 3) * (1 + size)

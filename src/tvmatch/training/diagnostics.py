@@ -33,8 +33,7 @@ def modulation_norms(network: nn.Module, t: Tensor, s: Tensor, condition: Condit
 def tangent_norms(network: nn.Module, t: Tensor) -> Iterator[dict[str, float]]:
     """Record the root mean square of ∂_s F for each bin of t.
 
-    A forward hook records the tangent of every pass in this context that has one. The yielded dictionary is
-    filled when the context ends.
+    A forward hook records the tangent of every pass in this context that has one. It is filled at the end.
 
     Args:
         network: the trained network.

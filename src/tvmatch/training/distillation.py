@@ -71,8 +71,7 @@ def load_teacher(spec: DataSpec, objective: Objective, device: torch.device) -> 
         device: of the teacher.
 
     Raises:
-        InputError: if there is no checkpoint, or it was trained on other data or with another guidance
-            weight.
+        InputError: if there is no checkpoint, or it has other data or another guidance weight.
     """
     path = objective.teacher
     if path is None:

@@ -39,8 +39,7 @@ def start_from(network: BaseNetwork, config: Config, spec: DataSpec) -> list[str
     """Load the evaluation weights of the checkpoint `config.initial` into a new network, in place.
 
     Two parts may be missing in the checkpoint: parts in `BaseNetwork.additions`, such as a guidance
-    embedding, which initially do not change the output; and classes, whose embeddings start as that of the
-    dropped label.
+    embedding, which initially do not change the output; and classes, which start as the dropped label.
 
     Args:
         network: of the configuration, with its initial weights.

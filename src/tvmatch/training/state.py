@@ -19,8 +19,7 @@ class TrainingState:
 
     Attributes:
         network: the trained network.
-        target: the moving average that is the target θ*; None if the target is the network itself or a
-            teacher.
+        target: the moving average that is the target θ*; None if the target is another network.
         evaluation: the moving average for sampling.
         optimizer: AdamW over the network's parameters, in their order.
         step: number of optimiser steps done.

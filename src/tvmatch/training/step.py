@@ -71,8 +71,7 @@ def training_step(
 ) -> StepResult:
     """Compute loss and gradient, and do one AdamW step. Does not update the moving averages.
 
-    With `training.accumulation` the batch is processed in several parts; the gradient is that of the mean
-    over all rows.
+    With `training.accumulation` the batch is processed in several parts; the gradient is the same.
 
     Args:
         network: F_θ; its parameters are changed.
