@@ -45,19 +45,15 @@ def scaled_dot_product_attention(
 
     Outside forward mode this calls PyTorch's function. In forward mode, softmax(α Q Kᵀ + mask) V is computed
     by `attention` if there is no mask other than the causal one, no dropout, and keys and values have the
-    same width of at most 256; otherwise by plain operators, which store the N × M matrices. Both support
-    reverse mode.
-
-    Under `torch.compile` the tangent is correct, or (with `fullgraph=True`) an error; see
-    `attention.forward_mode`.
+    same width of at most 256; otherwise by plain operators, which store the N × M matrices. Both
+    support reverse mode. For `torch.compile` see `attention.forward_mode`.
 
     Args:
         query: (..., N, D). The leading dimensions of query, key and value broadcast.
         key: (..., M, D).
         value: (..., M, E).
         attn_mask: of a shape that broadcasts to (..., N, M). Boolean: True for keys that take part. Otherwise
-            it is added to the scores, and may have a tangent and a gradient. A query without keys gives
-            zeros.
+            it is added to the scores, and may have a tangent and a gradient. Queries without keys give 0.
         dropout_p: dropout probability of the softmax; value and tangent drop the same entries.
         is_causal: query i attends only to keys j ≤ i, in addition to `attn_mask`.
         scale: α. Default: D^(−1/2).

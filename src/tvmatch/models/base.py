@@ -43,8 +43,7 @@ class BaseNetwork(nn.Module):
 
     x is (B, *shape); t, s and guidance_weight are (B,); labels are int64 (B,) in 0 … class_count, where
     class_count is the dropped label. `labels=None` drops all labels, `guidance_weight=None` means 1. The
-    result has x's shape. `forward` may omit the last two arguments; without `labels`, data must have no
-    classes.
+    result has x's shape. The last two arguments are optional; without `labels`, data must have no classes.
 
     Attributes:
         takes_dual: whether `forward` accepts `Dual` inputs x, t or s, and then returns a `Dual`. Otherwise

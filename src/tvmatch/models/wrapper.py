@@ -55,11 +55,10 @@ class JVPNetwork(nn.Module):
             InputError: with a tangent, if the module is wrapped for data parallelism.
             NotImplementedError: with a tangent, for functions that PyTorch differentiates wrongly.
         """
-        extras = dict(zip(_OPTIONAL, (labels, guidance_weight, embeddings, mask), strict=True))
-        _expect_accepted(type(self.module), extras, self.accepted)
         if any(isinstance(argument, Dual) and argument.tangent is not None for argument in (x, t, s)):
             self._expect_no_parallelism()
-        return _call(self.module, (x, t, s), {name: extras[name] for name in self.accepted})
+        optional = (labels, guidance_weight, embeddings, mask)
+        return _call(self.module, type(self.module), self.accepted, (x, t, s), optional)
 
     def _expect_no_parallelism(self) -> None:
         classes = {cls.__name__ for module in _unwrapped(self.module) for cls in type(module).__mro__}
@@ -89,18 +88,8 @@ class ThroughJVP:
         mask: Tensor | None = None,
     ) -> Tensor | Dual:
         """See `JVPNetwork.forward`."""
-        extras = dict(zip(_OPTIONAL, (labels, guidance_weight, embeddings, mask), strict=True))
-        accepted = optional_arguments(type(self))
-        _expect_accepted(type(self), extras, accepted)
-        extras = {name: extras[name] for name in accepted}
-        return _call(super().forward, (x, t, s), extras)  # type: ignore[misc]
-
-
-def _expect_accepted(kind: type, extras: dict[str, Tensor | None], accepted: frozenset[str]) -> None:
-    """Check that `forward` has the given arguments; w may be missing, if it is the same for all samples."""
-    for name, value in extras.items():
-        if value is not None and name not in accepted and name != "guidance_weight":
-            raise TypeError(f"{name}: {kind.__name__}.forward has no argument of this name")
+        optional, kind = (labels, guidance_weight, embeddings, mask), type(self)
+        return _call(super().forward, kind, optional_arguments(kind), (x, t, s), optional)  # type: ignore[misc]
 
 
 def optional_arguments(network_class: type) -> frozenset[str]:
@@ -117,10 +106,19 @@ def _optional(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def _call(
-    function: Callable[..., Any], inputs: tuple[Tensor | Dual, ...], extras: dict[str, Tensor | None]
+    function: Callable[..., Any],
+    kind: type,
+    accepted: frozenset[str],
+    inputs: tuple[Tensor | Dual, ...],
+    optional: tuple[Tensor | None, ...],
 ) -> Tensor | Dual:
-    """Call `function` with (x, t, s), through `torch.func.jvp` if one of them has a tangent."""
-    extras = {name: None if value is None else value.clone() for name, value in extras.items()}
+    """Call `function` of the class `kind`, through `torch.func.jvp` if an input has a tangent."""
+    extras = {}
+    for name, value in zip(_OPTIONAL, optional, strict=True):
+        if name in accepted:
+            extras[name] = None if value is None else value.clone()
+        elif value is not None and name != "guidance_weight":  # w may be the same for all samples
+            raise TypeError(f"{name}: {kind.__name__}.forward has no argument of this name")
     arguments = [as_dual(argument) for argument in inputs]
     # torch.func.jvp does not support tensors whose elements share memory, such as an expanded time.
     values = tuple(argument.value.clone() for argument in arguments)

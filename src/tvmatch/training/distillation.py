@@ -102,7 +102,7 @@ def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -
         there, here = getattr(theirs, name), getattr(ours, name)
         same = agree(there, here, ours.std) if name in ("mean", "std") else there == here
         if not same:
-            raise InputError(option, f"the data's {name} is {there} in {path}, but {here} here")
+            raise InputError(option, f"the data's {name} is {there} in {path}, here it is {here}")
     if theirs.autoencoder is not None and ours.autoencoder is not None:
         known = theirs.autoencoder.fingerprint and ours.autoencoder.fingerprint
         if known and theirs.autoencoder.fingerprint != ours.autoencoder.fingerprint:
