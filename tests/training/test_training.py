@@ -114,7 +114,7 @@ def test_parts_weigh_by_their_rows(count: int, tmp_path: Path) -> None:
 def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
     made = trainer(tiny_config(), tmp_path)
     empty = Batch(torch.empty(0, 1, 4, 4), torch.empty(0, dtype=torch.int64))
-    with pytest.raises(InputError, match="batch: there are no elements"):
+    with pytest.raises(InputError, match="batch: must not be empty"):
         draw_inputs(empty, made.dataset.spec, made.config, 0, CPU)
     with pytest.raises(InputError, match="inputs: must not be empty"):
         take_step(made, step_inputs(made).rows(slice(0, 0)))
