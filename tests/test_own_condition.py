@@ -156,7 +156,7 @@ x, vectors = torch.zeros(4, 2), torch.zeros(4, LENGTH, SIZE)
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (Condition(mask=torch.ones(4, 3, dtype=torch.bool)), "mask: there are no embeddings"),
+        (Condition(mask=torch.ones(4, 3, dtype=torch.bool)), "mask: needs embeddings"),
         (Condition(embeddings=vectors[:3]), r"embeddings: the shape \(4, L, D\) is needed, got \(3, 3, 4\)"),
         (Condition(embeddings=vectors[0]), r"embeddings: the shape \(4, L, D\) is needed, got \(3, 4\)"),
         (

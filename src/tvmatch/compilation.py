@@ -1,8 +1,8 @@
-"""Whether `torch.compile` computes here what eager execution computes.
+"""Check that `torch.compile` computes the same as eager execution.
 
-PyTorch 2.11 lost the gradients of `dual.rms_norm` under compilation, without a word: values and losses were
-right, and every compiled training was wrong. What such a fault can hit are the rules that have a backward of
-their own. They are compiled once, small, in one graph, and each output and gradient is compared.
+A bug in PyTorch's compiler can make compiled training silently wrong: PyTorch 2.11 lost the gradients of
+`dual.rms_norm`, although values and losses were correct. The rules with a custom backward are therefore
+compiled in one small graph, and all outputs and gradients are compared with eager execution.
 """
 
 import hashlib
@@ -24,23 +24,21 @@ from tvmatch.errors import InputError
 from tvmatch.seeds import generator
 from tvmatch.storage.files import replacing
 
-# A gradient that is lost or taken from elsewhere is off by about its own size. Rounding leaves 1e-3 at most,
-# that of TF32 included.
+# The relative error of a wrong gradient is about 1; rounding errors are at most 1e-3, also with TF32.
 WRONG = 1e-2
-# The whole of the compiler but code generation, which alone takes a minute on a CPU: tracing, and deriving
-# and splitting the graph of both passes, where functions with a backward of their own are taken apart.
+# The whole compiler except code generation, which takes a minute on a CPU: tracing, differentiating and
+# splitting the graph, where functions with a custom backward are transformed.
 BACKEND = "aot_eager"
 
 
 class Case(NamedTuple):
-    """A rule, and the shapes of its tensors: each operand's value and tangent; None: there is none."""
+    """A rule, and the shapes of each operand's value and tangent; None for an absent tensor."""
 
     rule: Callable[..., Dual]
     shapes: tuple[tuple[int, ...] | None, ...]
 
 
 def _attention(q: Dual, k: Dual, v: Dual) -> Dual:
-    """By whatever serves tangents on the device."""
     return attention.attention(q, k, v)
 
 
@@ -67,25 +65,25 @@ CASES: dict[str, Case] = {
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why nothing can be compiled for the device, or None: for a CPU, PyTorch's compiler writes C++."""
+    """Why nothing can be compiled for the device, or None; for a CPU, PyTorch needs a C++ compiler."""
     names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"), "cl"]
     if device.type != "cpu" or any(shutil.which(name) for name in names):
         return None
     return (
-        "compiling for a CPU needs a C++ compiler, and none was found; install g++ or clang++ (the "
-        "environment variable CXX can name it)"
+        "compiling for a CPU needs a C++ compiler, and none was found; install g++ or clang++, or set the "
+        "environment variable CXX"
     )
 
 
 def errors(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, float]]:
-    """For each case, the relative error of value, tangent and every gradient, compiled against eager.
+    """Compute the relative error of value, tangent and all gradients of each case, compiled against eager.
 
     Args:
-        device: where to compute.
+        device: of the tensors.
         dtype: float32 or float64.
 
     Returns:
-        By case and part, ‖compiled − eager‖ / ‖eager‖; NaN, or a shape that differs, is infinite.
+        ‖compiled − eager‖ / ‖eager‖ by case and part; infinite if it is NaN or shapes differ.
     """
     inputs = {name: _draw(case, name, device, dtype) for name, case in CASES.items()}
 
@@ -117,7 +115,7 @@ def _draw(case: Case, name: str, device: torch.device, dtype: torch.dtype) -> li
 
 
 def _parts(outputs: dict[str, Dual], inputs: dict[str, list[Tensor | None]]) -> dict[str, dict[str, Tensor]]:
-    """The outputs, and the gradients of ⟨cosines, outputs⟩, by name; all in one backward pass."""
+    """The outputs, and the gradients of their scalar product with fixed weights, by name."""
     flat = [part for output in outputs.values() for part in output if part is not None]
     leaves = [x for name in inputs for x in inputs[name] if x is not None]
     weights = [
@@ -145,16 +143,15 @@ def _relative(actual: Tensor, expected: Tensor) -> float:
 
 
 def require_right_compilation(device: torch.device) -> None:
-    """Compare, once for every build of PyTorch, source of tvmatch and kind of device; takes some seconds.
+    """Compare once per build of PyTorch, source of tvmatch and kind of device; this takes a few seconds.
 
-    That it was right is remembered in `$XDG_CACHE_HOME/tvmatch` (by default `~/.cache/tvmatch`), if that can
-    be written.
+    A successful comparison is recorded in `$XDG_CACHE_HOME/tvmatch` (default: `~/.cache/tvmatch`).
 
     Raises:
-        InputError: if a function is wrong when it is compiled, naming it and PyTorch's version.
+        InputError: if a compiled function is wrong, naming it and PyTorch's version.
     """
-    remembered = _cache_folder() / "compilation" / _fingerprint(device)
-    if remembered.is_file():
+    record = _cache_folder() / "compilation" / _fingerprint(device)
+    if record.is_file():
         return
     wrong = [
         f"{name} ({part} off by {error:.1g} of its size)"
@@ -169,20 +166,20 @@ def require_right_compilation(device: torch.device) -> None:
             f"eager execution: {'; '.join(wrong)}; train without it, or with another PyTorch",
         )
     try:
-        with replacing(remembered) as unfinished:
+        with replacing(record) as unfinished:
             unfinished.write_text(f"PyTorch {torch.__version__}, {device.type}\n", encoding="utf-8")
     except OSError:
-        pass  # it is compared again
+        pass  # the next run compares again
 
 
 def _cache_folder() -> Path:
-    """As the XDG base directory specification has it: a relative path does not count."""
+    """The cache folder; as in the XDG specification, a relative `XDG_CACHE_HOME` is ignored."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "tvmatch"
 
 
 def _fingerprint(device: torch.device) -> str:
-    """Of all that decides whether the compiled functions are right."""
+    """A hash of everything that compilation depends on."""
     digest = hashlib.sha256()
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     for fact in (torch.__version__, torch.version.git_version, sys.version, device.type, hardware):

@@ -1,4 +1,4 @@
-"""What samples are conditioned on: class labels or embeddings, and the guidance weight."""
+"""`Condition`: class labels or embeddings, and the guidance weight."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,24 +9,22 @@ from torch import Tensor
 from tvmatch.errors import InputError
 
 Guidance = float | tuple[float, float]
-"""A guidance weight w, or the range (low, high) of the weights that a network is trained for."""
+"""A guidance weight w, or the range (low, high) of weights that a network is trained for."""
 MOST_GUIDANCE = 1e6
 """Weights are float32, and the loss divides by w²."""
 
 
 class Condition(NamedTuple):
-    """The condition of B samples. `Condition()` conditions on nothing, at guidance weight 1.
+    """The condition of B samples. `Condition()` is unconditional, with guidance weight 1.
 
-    A network is called with `labels` and `guidance_weight`, and with `embeddings` and `mask` where there are
-    embeddings.
+    Networks are called with `labels` and `guidance_weight`, and with `embeddings` and `mask` if given.
 
     Attributes:
         labels: int64 (B,), the class count for a dropped label. None: no labels, or all are dropped.
-        guidance_weight: (B,) w. None means 1 for all.
-        embeddings: (B, L, D), L vectors a sample, such as the tokens of a text. None: no embeddings, or all
-            are dropped.
-        mask: bool (B, L), False for vectors that do not count; a sample without any has its embeddings
-            dropped. None: all count.
+        guidance_weight: (B,) w. None means 1 for all samples.
+        embeddings: (B, L, D), such as L text tokens per sample. None: no embeddings, or all are dropped.
+        mask: bool (B, L), False for vectors that are ignored; if all vectors of a sample are ignored, its
+            embeddings are dropped. None: no vector is ignored.
     """
 
     labels: Tensor | None = None
@@ -35,19 +33,19 @@ class Condition(NamedTuple):
     mask: Tensor | None = None
 
     def rows(self, which: slice | Tensor) -> "Condition":
-        """The condition of some of the samples."""
+        """The condition of a subset of the samples."""
         return Condition(*(None if x is None else x[which] for x in self))
 
     def to(self, device: torch.device | str) -> "Condition":
-        """The same on another device."""
+        """The condition on another device."""
         return Condition(*(None if x is None else x.to(device) for x in self))
 
     def drop(self, dropped: Tensor, null_label: int) -> "Condition":
-        """Labels and embeddings dropped, with weight 1, where `dropped`, bool (B,), is true.
+        """Drop labels and embeddings of some samples, and set their weight to 1.
 
         Args:
-            dropped: which samples.
-            null_label: the number of a dropped label: the class count.
+            dropped: bool (B,), True for these samples.
+            null_label: the number of the dropped label, which is the class count.
         """
         labels, weight, embeddings, mask = self
         if labels is not None:
@@ -61,7 +59,7 @@ class Condition(NamedTuple):
         return Condition(labels, weight, embeddings, mask)
 
     def unconditional(self) -> "Condition":
-        """Labels and embeddings dropped for all samples, at weight 1."""
+        """Drop labels and embeddings of all samples, and set their weight to 1."""
         weight = self.guidance_weight
         return Condition(guidance_weight=None if weight is None else torch.ones_like(weight))
 
@@ -71,85 +69,70 @@ class Condition(NamedTuple):
         return self.labels is None and self.embeddings is None
 
     def embedding_arguments(self) -> dict[str, Any]:
-        """A network's keyword arguments besides `labels` and `guidance_weight`: none without embeddings."""
+        """Further keyword arguments of a network: `embeddings` and `mask` if there are embeddings."""
         return {} if self.embeddings is None else {"embeddings": self.embeddings, "mask": self.mask}
 
     def check(self, x: Tensor) -> None:
-        """Refuse a condition that is not one of the samples x, (B, ...). Values are not read.
+        """Check shape, dtype and device for samples x, (B, ...). Values are not read.
 
         Raises:
-            InputError: naming what has another shape, dtype or device.
+            InputError: naming the field that is wrong.
         """
         expect_per_sample(x, labels=self.labels, guidance_weight=self.guidance_weight)
         if self.embeddings is None:
             if self.mask is not None:
-                raise InputError("mask", "there are no embeddings that it is for")
+                raise InputError("mask", "needs embeddings, got None")
             return
-        for name, value in (("embeddings", self.embeddings), ("mask", self.mask)):
-            if value is not None and not isinstance(value, Tensor):
-                raise InputError(name, f"must be a tensor, got {type(value).__name__}")
-        sizes = self.embeddings.shape[1:]
-        _expect_vectors("embeddings", self.embeddings, x, sizes, 3, torch.is_floating_point)
+        _expect("embeddings", self.embeddings, x, ("L", "D"), "a floating-point")
         if self.mask is not None:
-            _expect_vectors("mask", self.mask, x, sizes[:1], 2, lambda mask: mask.dtype == torch.bool)
+            _expect("mask", self.mask, x, (self.embeddings.shape[1],), "a bool")
 
 
 def as_condition(labels: Tensor | Condition | None, guidance_weight: Tensor | None = None) -> Condition:
-    """Labels (B,), or None, and a guidance weight as a `Condition`; a `Condition` is returned as it is.
+    """A `Condition` from labels (B,) or None and a guidance weight; a `Condition` is returned unchanged.
 
     Raises:
-        InputError: if a weight is given beside a `Condition`, which has its own.
+        InputError: if a weight is given in addition to a `Condition`, which contains it.
     """
     if not isinstance(labels, Condition):
         return Condition(labels, guidance_weight)
     if guidance_weight is not None:
-        raise InputError("guidance_weight", "give it within the Condition")
+        raise InputError("guidance_weight", "must be part of the Condition")
     return labels
 
 
 def expect_per_sample(x: Tensor, **arguments: Tensor | None) -> None:
-    """Refuse what is not a number for each sample of x (B, ...), on its device. Values are not looked at.
+    """Check that arguments hold one number per sample of x (B, ...), on its device. Values are not read.
 
     Args:
         x: a batch.
-        arguments: by name; None passes. `labels` are int64 or int32, all others floating-point.
+        arguments: by name; None is accepted. `labels` are int64 or int32, all others floating-point.
 
     Raises:
         InputError: naming the argument.
     """
     for name, numbers in arguments.items():
-        if numbers is None:
-            continue
-        if not isinstance(numbers, Tensor):
-            raise InputError(name, f"a tensor is needed, got a {type(numbers).__name__}")
-        if numbers.shape != x.shape[:1]:
-            raise InputError(
-                name,
-                f"the shape ({x.shape[0] if x.ndim else 'B'},) is needed, a number for each sample, "
-                f"got {tuple(numbers.shape)}",
-            )
-        labels = name == "labels"
-        if not (numbers.dtype in (torch.int64, torch.int32) if labels else numbers.is_floating_point()):
-            kind = "the dtype int64" if labels else "a floating-point dtype"
-            raise InputError(name, f"{kind} is needed, got {numbers.dtype}")
-        if numbers.device != x.device:
-            raise InputError(name, f"the device {x.device} of the data is needed, got {numbers.device}")
+        if numbers is not None:
+            _expect(name, numbers, x, (), "an int64" if name == "labels" else "a floating-point")
 
 
-def _expect_vectors(
-    name: str,
-    given: Tensor,
-    x: Tensor,
-    shape: tuple[int, ...],
-    dimensions: int,
-    has_right_dtype: Callable[[Tensor], bool],
-) -> None:
-    """Refuse what is not of shape (B, *shape) on x's device."""
-    if given.ndim != dimensions or given.shape != (x.shape[0], *shape):
-        needed = ", ".join(map(str, (x.shape[0], *shape) if dimensions == 2 else (x.shape[0], "L", "D")))
-        raise InputError(name, f"the shape ({needed}) is needed, got {tuple(given.shape)}")
-    if not has_right_dtype(given):
-        kind = "bool" if dimensions == 2 else "floating-point"
-        raise InputError(name, f"a {kind} dtype is needed, got {given.dtype}")
+_DTYPES: dict[str, Callable[[torch.dtype], bool]] = {
+    "an int64": lambda dtype: dtype in (torch.int64, torch.int32),
+    "a bool": lambda dtype: dtype == torch.bool,
+    "a floating-point": lambda dtype: dtype.is_floating_point,
+}
+
+
+def _expect(name: str, given: Tensor, x: Tensor, sizes: tuple[int | str, ...], kind: str) -> None:
+    """Check that `given` is a tensor (B, *sizes) of a kind of dtype on x's device; a str is any size."""
+    if not isinstance(given, Tensor):
+        raise InputError(name, f"a tensor is needed, got a {type(given).__name__}")
+    shape = (*(x.shape[:1] or ("B",)), *sizes)
+    pairs = zip(given.shape, shape, strict=False)
+    if given.ndim != len(shape) or any(size != needed for size, needed in pairs if needed not in ("L", "D")):
+        needed = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+        raise InputError(name, f"the shape {needed} is needed, got {tuple(given.shape)}")
+    if not _DTYPES[kind](given.dtype):
+        raise InputError(name, f"{kind} dtype is needed, got {given.dtype}")
     if given.device != x.device:
         raise InputError(name, f"the device {x.device} of the data is needed, got {given.device}")

@@ -1,4 +1,4 @@
-"""The exceptions of the package."""
+"""Exceptions: mistakes of the user (`InputError`) and failures of a data set (`DataError`)."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,14 @@ _NAMES: ContextVar[Mapping[str, str]] = ContextVar("names of arguments", default
 
 
 class InputError(ValueError):
-    """A mistake in an argument, option, file or data set, told in one line.
+    """A mistake in an argument, option, file or data set, described in one line.
 
-    `InputError(subject, message)` names the argument or file and says what is wrong with it, including
-    the offending value; its text is `subject: message`. `InputError(message)` is about nothing in
-    particular. The command line prints the text without a traceback and exits with code 2; from Python it
-    is an ordinary `ValueError`.
+    `InputError(subject, message)` names the argument, option or file, and says what is wrong with it,
+    including the value; its text is `subject: message`. `InputError(message)` has no subject. The command
+    line prints the text without a traceback and exits with code 2. In Python it is a `ValueError`.
     """
 
-    args: tuple[str] | tuple[str, str]  # all that pickling and copying keep
+    args: tuple[str] | tuple[str, str]  # kept by pickling and copying
 
     @overload
     def __init__(self, message: str, /) -> None: ...
@@ -32,27 +31,27 @@ class InputError(ValueError):
 
     @property
     def subject(self) -> str | None:
-        """The argument, option or file; None if the error is about none."""
+        """The argument, option or file; None if there is none."""
         return self.args[0] if len(self.args) == 2 else None
 
     @property
     def message(self) -> str:
-        """What is wrong with it."""
+        """The description of the mistake."""
         return self.args[-1]
 
     def __str__(self) -> str:
         return ": ".join(self.args)
 
     def about(self, subject: str | os.PathLike[str] | None) -> "InputError":
-        """The same message about another subject, such as the option that an argument was given by."""
+        """The same message with another subject, such as the option for an argument."""
         return type(self)(subject, self.message)
 
     def within(self, place: str | os.PathLike[str]) -> "InputError":
-        """The error at the place where it was found, an option in a file say: `place: subject: message`."""
+        """The error with the place where it was found, such as a file: `place: subject: message`."""
         return type(self)(place, str(self))
 
     def with_hint(self, hint: str) -> "InputError":
-        """The error with what the caller can say about a way out: `subject: message; hint`."""
+        """The error with a hint appended: `subject: message; hint`."""
         return type(self)(self.subject, f"{self.message}; {hint}")
 
 
@@ -61,7 +60,7 @@ class NotRegisteredError(InputError):
 
 
 class DataError(RuntimeError):
-    """A data set failed, by an error of its own or because a process that reads it has ended.
+    """A data set failed with an unexpected error, or a process that reads it ended.
 
     The message quotes the error. The command line prints it without a traceback and exits with code 1.
     """
@@ -69,10 +68,10 @@ class DataError(RuntimeError):
 
 @contextmanager
 def arguments_named(names: Mapping[str, str]) -> Iterator[None]:
-    """Within it, an `InputError` about an argument in `names` is about the name that it has there.
+    """Context in which the subject of an `InputError` is renamed by `names`.
 
-    For a program that offers arguments of a function under names of its own:
-    `with arguments_named({"count": "--images"}): …`. Names within it are those of the next one around it.
+    For programs that offer arguments of a function under other names, for example
+    `with arguments_named({"count": "--images"}): …`. Outer contexts rename inner names.
     """
     around = _NAMES.get()
     token = _NAMES.set({**around, **{name: around.get(own, own) for name, own in names.items()}})
@@ -88,11 +87,11 @@ def arguments_named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def name_of(argument: str) -> str:
-    """What the caller calls an argument, for a message that mentions another one than its subject."""
+    """The caller's name of an argument, for messages that mention other arguments than their subject."""
     return _NAMES.get().get(argument, argument)
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message, or its kind if it has none, on one line of at most 200 characters."""
+    """An exception's message, or its class name if it is empty, as one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

@@ -1,7 +1,7 @@
-"""What a network F_θ says about the flow: displacement, velocity, terminal velocity (TVM, arXiv 2511.19797).
+"""Displacement, velocity and terminal velocity of a network F_θ (TVM, arXiv 2511.19797).
 
-Independent of which network is inside: anything that is called as `network(x, t, s, labels, guidance_weight)`
-and returns F, or a Dual of F and ∂_s F when s is a Dual.
+The network can be any callable `network(x, t, s, labels, guidance_weight)` that returns F, or a Dual of F and
+∂_s F if s is a Dual.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,13 @@ from tvmatch.errors import InputError
 
 
 class Network(Protocol):
-    """The interface of every network; see `tvmatch.models.DiT.forward`.
+    """The interface of a network; see `tvmatch.models.DiT.forward`.
 
-    `labels=None` means that the label is dropped for every sample, and a class-conditional network must take
-    it: the objective asks for the unconditional velocity that way. `guidance_weight=None` means 1 for all.
+    `labels=None` drops the labels of all samples; the objective computes the unconditional velocity this way.
+    `guidance_weight=None` means 1 for all samples.
 
     A network that is conditioned on embeddings has two more arguments, `embeddings=None` and `mask=None` (see
-    `tvmatch.condition.Condition`). They are passed where the data or the caller give embeddings; a call
-    without them asks for the unconditional velocity.
+    `tvmatch.condition.Condition`). A call without embeddings is unconditional.
     """
 
     def __call__(
@@ -37,26 +36,26 @@ class Network(Protocol):
 
 
 class TerminalVelocity(NamedTuple):
-    """A jump and the velocity at its end, both of x's shape."""
+    """Displacement f and terminal velocity d/ds f, both of x's shape."""
 
     displacement: Tensor
     terminal_velocity: Tensor
 
 
 def per_sample(numbers: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to multiply a tensor of shape (B, ...); float64 only where the tensor is.
+    """Reshape (B,) to broadcast against `like` (B, ...); float64 only if `like` is.
 
     Raises:
-        InputError: for another shape, which would multiply something else by broadcasting.
+        InputError: if `numbers` is not of shape (B,).
     """
     expect_per_sample(like, numbers=numbers)
-    if numbers.dtype == torch.float64:  # as NumPy makes times; the product would be in float64, too
+    if numbers.dtype == torch.float64:  # NumPy's default; the product would be float64, too
         numbers = numbers.to(torch.promote_types(like.dtype, torch.float32))
     return numbers.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 − t) x0 + t x1: the path from data (t = 0) to noise (t = 1), t of shape (B,).
+    """x_t = (1 − t) x0 + t x1, the path from data (t = 0) to noise (t = 1), for t of shape (B,).
 
     Raises:
         InputError: if the noise differs from the data in shape, dtype or device, or t is not of shape (B,).
@@ -67,7 +66,7 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def expect_same_kind(x0: Tensor, **arguments: Tensor) -> None:
-    """Refuse tensors that differ from the data in shape, dtype or device, by an InputError."""
+    """Raise an InputError for tensors that differ from the data in shape, dtype or device."""
     for name, x in {"x0": x0, **arguments}.items():
         if not isinstance(x, Tensor):
             raise InputError(name, f"a tensor is needed, got a {type(x).__name__}")
@@ -87,8 +86,8 @@ def expect_same_kind(x0: Tensor, **arguments: Tensor) -> None:
 class FlowMap:
     """f_θ(x, t, s) = k(w) (s − t) F_θ(x, t, s) and its derivatives.
 
-    Every method raises an `InputError` for times, labels or weights that are not one a sample on x's device,
-    for a network that returns another shape than x's, and for one that changes its arguments in place.
+    All methods raise an `InputError` if times, labels or weights are not of shape (B,) on x's device, or if
+    the network returns another shape than x's or changes its arguments in place.
 
     Attributes:
         network: F_θ.
@@ -117,8 +116,8 @@ class FlowMap:
             if version != before.get(name, version):
                 raise InputError(
                     "network",
-                    f"{_name(self.network)} changes its argument {name} in place, which is the "
-                    f"caller's: write {name} = {name} * …, not {name} *= …",
+                    f"{_name(self.network)} changes its argument {name} in place; "
+                    f"write {name} = {name} * … instead of {name} *= …",
                 )
         value, tangent = output if isinstance(output, Dual) else Dual(output)
         if isinstance(s, Dual) != isinstance(output, Dual):
@@ -156,14 +155,14 @@ class FlowMap:
         labels: Tensor | Condition | None = None,
         guidance_weight: Tensor | None = None,
     ) -> Tensor:
-        """f_θ(x, t, s, c, w) = k(w) (s − t) F_θ: the jump from time t to s, so that x_s ≈ x_t + f_θ.
+        """f_θ(x, t, s, c, w) = k(w) (s − t) F_θ, the jump from time t to s: x_s ≈ x_t + f_θ.
 
         Args:
             x: (B, ...) at time t.
             t: (B,) starting times.
             s: (B,) terminal times, s ≤ t.
             labels: int64 (B,), the class count for the dropped label; None drops all. Or a `Condition`.
-            guidance_weight: (B,) w; None means 1. A `Condition` has its own.
+            guidance_weight: (B,) w; None means 1. Must be None if `labels` is a `Condition`.
         """
         condition = as_condition(labels, guidance_weight)
         output = self._output(x, t, s, condition).value
@@ -176,7 +175,7 @@ class FlowMap:
         labels: Tensor | Condition | None = None,
         guidance_weight: Tensor | None = None,
     ) -> Tensor:
-        """u_θ(x, s, c, w) = k(w) F_θ(x, s, s): the diagonal; arguments as for `displacement`."""
+        """u_θ(x, s, c, w) = k(w) F_θ(x, s, s); the arguments are those of `displacement`."""
         condition = as_condition(labels, guidance_weight)
         return self._scale(self._output(x, s, s, condition).value, condition)
 
@@ -190,13 +189,13 @@ class FlowMap:
         *,
         detach_jvp: bool = False,
     ) -> TerminalVelocity:
-        """f_θ and d/ds f_θ = k(w) [F_θ + (s − t) ∂_s F_θ] from one pass that carries the tangent in s.
+        """f_θ and d/ds f_θ = k(w) [F_θ + (s − t) ∂_s F_θ], from one pass with a tangent in s.
 
         Args:
-            detach_jvp: take ∂_s F_θ as a constant in reverse mode (faster, biased). Others: `displacement`.
+            detach_jvp: no gradient through ∂_s F_θ (faster, biased). Other arguments: see `displacement`.
         """
         condition = as_condition(labels, guidance_weight)
-        # Detached, the pass with the tangent leaves no graph, and the value has a plain one of half the size.
+        # With detach_jvp this pass records no graph; the value comes from a second pass without a tangent.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_jvp):
             value, tangent = self._output(x, t, Dual(s, torch.ones_like(s)), condition)
         if tangent is None:  # exactly zero
@@ -211,7 +210,7 @@ class FlowMap:
 
 
 def _versions(tensors: dict[str, Tensor | None]) -> dict[str, int]:
-    """How often each has been changed in place; nothing where it is not counted."""
+    """PyTorch's version counters, which in-place changes increment; empty under `torch.compile`."""
     if torch.compiler.is_compiling():
         return {}
     return {name: x._version for name, x in tensors.items() if x is not None and not x.is_inference()}

@@ -1,7 +1,6 @@
 """One- and few-step sampling: x ← x + f_θ(x, t, s, c, w) over a grid of times from 1 (noise) to 0 (data).
 
-Noise belongs to (seed, sample index): sample k starts from the same noise whatever the batch size or the
-number of processes.
+The noise of sample k is a function of the seed and k only.
 """
 
 import itertools
@@ -18,7 +17,7 @@ from tvmatch.seeds import RowDraws
 
 
 def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """x1 ~ N(0, I) for samples `indices` of `seed`: float32 (len(indices), *shape) on the CPU.
+    """Noise x1 ~ N(0, I) of the samples `indices`: float32 (len(indices), *shape) on the CPU.
 
     Raises:
         ValueError: if `seed` or an index is negative, or an index is 2⁶⁴ or more.
@@ -27,10 +26,10 @@ def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Ten
 
 
 def expect_sample_numbers(first: int, count: int) -> None:
-    """Refuse samples that have no noise of their own: the last one has number 2⁶⁴ − 1.
+    """Check that the sample numbers first … first + count − 1 are below 2⁶⁴.
 
     Raises:
-        InputError: naming `first`, or `count` where it is more than a Python sequence holds.
+        InputError: naming `first`, or `count` if it exceeds the length of a Python sequence.
     """
     if count > sys.maxsize:
         raise InputError("count", f"must be at most {sys.maxsize}, got {count}")
@@ -39,11 +38,11 @@ def expect_sample_numbers(first: int, count: int) -> None:
 
 
 def time_grid(steps: int = 1, times: Sequence[float] | None = None) -> tuple[float, ...]:
-    """The times of a sampler, from 1 down to 0: `times` if given, else uniform with `steps` steps.
+    """The times of a sampler, decreasing from 1 to 0: `times` if given, otherwise `steps` uniform steps.
 
     Raises:
-        InputError: if steps < 1, if `times` is not strictly decreasing from 1 to 0, or if they are not the
-            times of `steps` steps (where that is not the default).
+        InputError: if steps < 1, if `times` does not decrease strictly from 1 to 0, or if the number of
+            `times` does not match a `steps` other than 1.
     """
     if times is None:
         if steps < 1:
@@ -72,16 +71,16 @@ def sample_trajectory(
 
     Args:
         flow_map: the model.
-        noise: (B, ...) at time 1; the state keeps its precision.
-        times: decreasing from 1 to 0; one network evaluation for each interval (see `time_grid`).
+        noise: (B, ...) at time 1; the states have its dtype.
+        times: decreasing from 1 to 0; one network evaluation per interval (see `time_grid`).
         labels: int64 (B,), the class count for the dropped label; None drops all. Or a `Condition`.
-        guidance_weight: w for all samples; None takes the condition's, which is 1 by default.
+        guidance_weight: w of all samples; None: the weight of the condition, which is 1 by default.
 
     Returns:
         (len(times), B, ...).
 
     Raises:
-        InputError: if the times do not decrease from 1 to 0, or labels are not one a sample.
+        InputError: if the times do not decrease from 1 to 0, or labels are not of shape (B,).
     """
     states = [noise]
     for t, s in itertools.pairwise(time_grid(times=times)):
@@ -97,7 +96,7 @@ def jump(
     labels: Tensor | Condition | None = None,
     guidance_weight: float | None = None,
 ) -> Tensor:
-    """The states x at time t moved to time s, (B, ...); for condition and weight see `sample_trajectory`."""
+    """Move the states x (B, ...) from time t to time s; other arguments: see `sample_trajectory`."""
     start, end = x.new_full((len(x),), t), x.new_full((len(x),), s)
     condition = as_condition(labels)
     if guidance_weight is not None:

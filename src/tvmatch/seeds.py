@@ -1,11 +1,11 @@
-"""Random streams that belong to a purpose, not to a moment.
+"""Random numbers as functions of a seed and a name, without generator state.
 
-Every draw of the project belongs to a name such as (seed 0, "step", 1200, "noise", row 17). Nothing depends
-on how many draws came before, so a resumed run, another batch size or another number of processes sees
-the same numbers, and no generator state has to be saved.
+Every random number is a function of a name such as (seed 0, "step", 1200, "noise", row 17). It does not
+depend on previous draws: a resumed run, another batch size or another number of processes gets the same
+numbers, and no generator state is saved.
 
-`RowDraws` gives each row of a batch numbers of its own, and any rows without drawing the others. `generator`
-serves what has no rows: the order of an epoch, the initial values of a parameter.
+`RowDraws` draws numbers for the rows of a batch; any rows can be drawn without the others. `generator` is for
+draws without rows, such as the order of an epoch or the initial values of a parameter.
 """
 
 import math
@@ -21,22 +21,22 @@ import torch
 from torch import Tensor
 
 VERSION = 2
-"""Of the streams. Checkpoints record it: a run repeats bit for bit under its own version alone."""
+"""Version of the random streams. Checkpoints record it: other versions give other numbers."""
 
 BLOCK = 256
-"""Numbers that a stream of short rows serves; drawing them costs about as much as starting it."""
+"""Numbers per stream for short rows; drawing them takes about as long as starting the stream."""
 
-_PARALLEL = 2**18  # numbers: 3 ms on one thread, beside 0.1 ms for starting a second
+_PARALLEL = 2**18  # numbers from which several threads draw: 3 ms on one thread
 
 Array = npt.NDArray[Any]
 _Fill = Callable[[np.random.Generator, Array], object]
 
 
 def _entropy(seed: int, path: Sequence[int | str]) -> np.random.SeedSequence:
-    """The hash of a stream's name: no two names give the same words to it.
+    """The hash of a stream's name; different names give different input to the hash.
 
-    NumPy pads the 32-bit words of the entropy with zeros. The lengths keep (1, 2), (1, 2, 0) and
-    (1 + 2 * 2**32,) apart, and the last bit of a length keeps "a" and 97 apart.
+    NumPy pads the 32-bit words of the entropy with zeros. The lengths distinguish (1, 2), (1, 2, 0) and
+    (1 + 2 * 2**32,); the last bit of a length distinguishes "a" and 97.
     """
     words, lengths = [], []
     for part in (seed, *path):
@@ -56,40 +56,40 @@ def _entropy(seed: int, path: Sequence[int | str]) -> np.random.SeedSequence:
 
 
 def fold(seed: int, *path: int | str) -> int:
-    """Mix a seed and a path of purposes and numbers into one 63-bit seed.
+    """Hash a seed and a path of strings and numbers to a 63-bit seed.
 
     Args:
-        seed: any non-negative integer.
+        seed: a non-negative integer.
         path: strings and non-negative integers that name the stream.
 
     Raises:
-        ValueError: if `seed` or a number of the path is negative, or a string of it is empty.
+        ValueError: if `seed` or a number in the path is negative, or a string in the path is empty.
     """
     return int(_entropy(seed, path).generate_state(1, np.uint64)[0]) >> 1
 
 
-def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A `torch.Generator` on `device` for the stream `(seed, *path)`; see `fold`."""
-    return torch.Generator(device).manual_seed(fold(seed, *path))
+def generator(seed: int, *path: int | str) -> torch.Generator:
+    """A `torch.Generator` on the CPU for the stream `(seed, *path)`; see `fold`."""
+    return torch.Generator("cpu").manual_seed(fold(seed, *path))
 
 
 class RowDraws:
-    """Random numbers of rows: those of row n belong to (seed, *path, purpose, n) alone.
+    """Random numbers for rows: those of row n are a function of (seed, *path, purpose, n).
 
-    They are bit for bit the same whichever rows are drawn with them, in any order and on any number of
-    threads. Rows are blocked: max(1, 256 / w) of them share a stream, w being the numbers of a row rounded up
-    to a power of two, so a range draws fewer than 256 numbers at either end that it does not need.
+    They are bit for bit the same for any set and order of rows and any number of threads. Blocks of
+    max(1, 256 / w) rows share a stream, where w is the number of values per row, rounded up to a power of
+    two. A range therefore draws fewer than 256 unnecessary numbers at each end.
 
     A stream is Philox 4×64 (Salmon et al., SC 2011), a hash of a key and a counter. The key is the hash of
-    (seed, *path); of the counter's four words the third is the block, the fourth the hash of the purpose.
-    NumPy's transformations of its bits are the same code on every CPU, unlike PyTorch's.
+    (seed, *path); the third of the counter's four words is the block, the fourth the hash of the purpose.
+    NumPy converts its bits by the same code on every CPU, unlike PyTorch.
 
     Args:
-        seed: any non-negative integer.
+        seed: a non-negative integer.
         path: strings and non-negative integers, for example ("step", 1200).
 
     Raises:
-        ValueError: as `fold`.
+        ValueError: see `fold`.
     """
 
     def __init__(self, seed: int, *path: int | str) -> None:
@@ -105,23 +105,28 @@ class RowDraws:
         """N(0, 1) of shape (len(rows), *shape) on the CPU.
 
         Args:
-            purpose: what they are for; other purposes have other numbers.
-            rows: numbers of rows in 0 … 2⁶⁴ − 1, usually a range.
+            purpose: name of the numbers; each purpose has its own stream.
+            rows: row numbers in 0 … 2⁶⁴ − 1, usually a range.
             shape: of a row.
             dtype: float32 or float64.
 
         Raises:
-            ValueError: if a row's number is out of range, or for another dtype.
+            ValueError: if a row number is out of range, or for another dtype.
         """
-        if dtype == torch.float32:
-            return self._draw(purpose, rows, shape, np.float32, _normal_32)
-        if dtype == torch.float64:
-            return self._draw(purpose, rows, shape, np.float64, _normal_64)
-        raise ValueError(f"dtype: must be float32 or float64, got {dtype}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: must be float32 or float64, got {dtype}")
+        precision = np.float32 if dtype == torch.float32 else np.float64
+        return self._draw(
+            purpose,
+            rows,
+            shape,
+            precision,
+            lambda stream, block: stream.standard_normal(dtype=precision, out=block),
+        )
 
     def uniform(self, purpose: str, rows: Sequence[int], shape: Sequence[int] = ()) -> Tensor:
-        """Uniform in [0, 1), multiples of 2⁻⁵³: float64; arguments as for `normal`."""
-        return self._draw(purpose, rows, shape, np.float64, _uniform_64)
+        """Uniform in [0, 1), multiples of 2⁻⁵³, float64; the arguments are those of `normal`."""
+        return self._draw(purpose, rows, shape, np.float64, lambda stream, block: stream.random(out=block))
 
     def _draw(
         self,
@@ -142,38 +147,26 @@ class RowDraws:
             stream, state, block = np.random.Generator(bits), bits.state, np.empty((height, width), precision)
             for number, places, inside in some:
                 state["state"]["counter"][:] = 0, 0, number, word
-                bits.state = state  # a tenth of the cost of a new generator
+                bits.state = state  # faster than a new generator
                 fill(stream, block)
                 numbers[places] = block[inside]
 
         threads = torch.get_num_threads() if numbers.size >= _PARALLEL else 1
         if threads == 1:
             draw(blocks)
-        else:  # NumPy draws without the lock of the interpreter
+        else:  # NumPy releases the global interpreter lock
             share = -(-len(blocks) // threads)
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(draw, (blocks[i : i + share] for i in range(0, len(blocks), share))))
         return torch.from_numpy(numbers).view(len(rows), *shape)
 
 
-def _normal_32(stream: np.random.Generator, block: Array) -> None:
-    stream.standard_normal(dtype=np.float32, out=block)
-
-
-def _normal_64(stream: np.random.Generator, block: Array) -> None:
-    stream.standard_normal(out=block)
-
-
-def _uniform_64(stream: np.random.Generator, block: Array) -> None:
-    stream.random(out=block)
-
-
 _Block = tuple[int, slice | list[int], slice | list[int]]
-"""Its number, the places of its rows in the result, and which of its rows they are."""
+"""Block number, indices of its rows in the result, and indices of these rows in the block."""
 
 
 def _blocks(rows: Sequence[int], height: int) -> list[_Block]:
-    """The blocks of `height` rows that hold `rows`, each once."""
+    """The blocks of `height` rows that contain `rows`, each once."""
     if isinstance(rows, range) and rows.step == 1 and rows:
         _require_rows(rows.start, rows.stop - 1)
         blocks: list[_Block] = []
@@ -197,13 +190,13 @@ def _require_rows(first: int, last: int) -> None:
 
 
 def in_whole_blocks(compute: Callable[[range], Tensor], rows: range) -> Tensor:
-    """compute(rows), bit for bit the same for a row whatever the range, for a function of each row alone.
+    """Compute `compute(rows)` so that the result of a row is bit for bit the same for every range.
 
-    PyTorch may round log or cos differently by an element's place and the tensor's length: a vectorised body
-    has another code than the rest. So `compute` always sees a whole block, rows BLOCK k … BLOCK (k + 1) − 1.
+    PyTorch's vectorised and scalar code may round log or cos differently, depending on an element's position
+    and the tensor's length. `compute` is therefore called with whole blocks of BLOCK rows.
 
     Args:
-        compute: from a range to a tensor with as many rows.
+        compute: maps a range to a tensor with one row per number, each a function of that number.
         rows: a range of step 1, not empty.
     """
     first, last = rows.start // BLOCK, -(-rows.stop // BLOCK)

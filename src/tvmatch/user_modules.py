@@ -1,4 +1,4 @@
-"""Modules of the user's own, which an option names: networks, extractors."""
+"""Import of user modules that an option names, such as networks and extractors."""
 
 import importlib
 import os
@@ -7,10 +7,10 @@ from types import ModuleType
 
 
 def import_module(name: str) -> ModuleType:
-    """The module of this name, looked for among installed packages and in the current folder.
+    """Import a module from the installed packages or, after these, from the current folder.
 
-    Raises whatever the import raises.
+    Raises any exception of the import.
     """
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does, but last: what is installed goes first
+        sys.path.append(os.getcwd())  # like `python -m`, but after the installed packages
     return importlib.import_module(name)

@@ -421,7 +421,7 @@ def test_a_python_run_is_resumed_from_python(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     for arguments, message in (
         (["train", "--resume", "mine"], "no data section; a run on data given from Python is continued from"),
-        (["evaluate", "mine"], "the data set of this run was given from Python; evaluate it from Python"),
+        (["evaluate", "mine"], "the data set of this run was passed from Python; evaluate it from Python"),
     ):
         assert main(arguments) == 2
         assert one_line(capsys).startswith(f"tvmatch: error: mine/config.yaml: {message}")

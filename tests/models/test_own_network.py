@@ -526,5 +526,5 @@ def test_embeddings_need_a_network_that_reads_them() -> None:
         build_network(MLPConfig(), (2,), embedding_size=4)
     network = build_network(SmallConfig(), (1, 4, 4), 3)
     x, t = torch.zeros(2, 1, 4, 4), torch.zeros(2)
-    with pytest.raises(TypeError, match=r"embeddings: SmallNetwork\.forward has no such argument"):
+    with pytest.raises(TypeError, match=r"embeddings: SmallNetwork\.forward has no argument of this name"):
         network(x, t, t, embeddings=torch.zeros(2, 3, 4))

@@ -63,9 +63,7 @@ def test_a_wrong_loss(function: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_a_term_of_no_time(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"^objective: .* velocity belongs to the time r, draw gives \['t'\]"
-    ):
+    with pytest.raises(InputError, match=r"^objective: .* velocity has the time r, but draw returns \['t'\]"):
         train(changed(lambda loss: loss, {"velocity": "r"}), tmp_path)
 
 

@@ -116,7 +116,7 @@ def test_a_file_system_without_locks(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     Trainer(tiny_config(1), images(), tmp_path / "run").run()
-    expected = f"{tmp_path / 'run'}: this file system has no locks ({os.strerror(number)}); nothing keeps"
+    expected = f"{tmp_path / 'run'}: this file system has no locks ({os.strerror(number)}); a second run"
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith(expected) for line in lines if "locks" in line] == [True]
 
@@ -227,7 +227,7 @@ def test_a_trainer_does_not_overwrite_what_came_after_it(tmp_path: Path) -> None
     Trainer(tiny_config(), images(), tmp_path, resume=tmp_path).run()
     before = tree(tmp_path)
     with pytest.raises(
-        InputError, match=r"another trainer has gone on to .*step_0000008, this one is at step 3"
+        InputError, match=r"another trainer has written .*step_0000008, this one is at step 3"
     ):
         first.run()
     assert tree(tmp_path) == before

@@ -338,7 +338,7 @@ def test_a_run_of_older_random_streams_goes_on_with_a_message(tmp_path: Path) ->
     trainer = Trainer(config, images(), tmp_path, resume=tmp_path)
     (message,) = trainer.messages
     assert f"random_streams 1 → {seeds.VERSION}" in message
-    assert "not repeat an uninterrupted one bit for bit" in message
+    assert "not equal an uninterrupted run bit for bit" in message
     assert trainer.run().step == 8
     facts = json.loads((newest(tmp_path) / "training.json").read_text())
     assert facts["build"]["random_streams"] == seeds.VERSION

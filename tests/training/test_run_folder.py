@@ -162,7 +162,7 @@ def test_samples_that_are_not_finite_do_not_stop_training(
         for parameter in trainer.state.evaluation.network.parameters():
             parameter.fill_(1e25)
     trainer.run()
-    assert "step 1: samples are not finite, there is no picture of them" in capsys.readouterr().err
+    assert "step 1: samples are not finite, no picture is written" in capsys.readouterr().err
     assert not (tmp_path / "samples").exists()
 
 

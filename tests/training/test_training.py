@@ -114,9 +114,9 @@ def test_parts_weigh_by_their_rows(count: int, tmp_path: Path) -> None:
 def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
     made = trainer(tiny_config(), tmp_path)
     empty = Batch(torch.empty(0, 1, 4, 4), torch.empty(0, dtype=torch.int64))
-    with pytest.raises(InputError, match="batch: there are no elements"):
+    with pytest.raises(InputError, match="batch: must not be empty"):
         draw_inputs(empty, made.dataset.spec, made.config, 0, CPU)
-    with pytest.raises(InputError, match="inputs: an empty batch has no loss"):
+    with pytest.raises(InputError, match="inputs: must not be empty"):
         take_step(made, step_inputs(made).rows(slice(0, 0)))
 
 
@@ -155,8 +155,9 @@ def test_inputs_belong_to_the_row(cuts: list[int]) -> None:
     assert batch.labels is not None
     whole = draw_inputs(batch, data.spec, config, 3, CPU)
     for start, stop in itertools.pairwise([0, *cuts, 600]):
-        part = Batch(batch.values[start:stop], batch.labels[start:stop])
-        drawn = draw_inputs(part, data.spec, config, 3, CPU, range(start, stop))
+        x0, labels = data.spec.normalize(batch.values[start:stop]), batch.labels[start:stop]
+        draws, rows = RowDraws(config.seed, "step", 3), range(start, stop)
+        drawn = config.objective.draw(x0, Condition(labels), data.spec.class_count, draws, rows)
         for mine, all_rows in zip(tree_leaves(drawn), tree_leaves(whole), strict=True):
             assert mine is all_rows or torch.equal(mine, all_rows[start:stop])
     first = draw_inputs(Batch(batch.values[:9], batch.labels[:9]), data.spec, config, 3, CPU)
@@ -267,6 +268,43 @@ def test_the_warm_up_of_an_average_ends() -> None:
             average.update(network, updates)
         assert weights(warm.network).item() == pytest.approx(expected, abs=1e-6)  # float32
         assert weights(slow.network).item() == pytest.approx(0.1, abs=1e-6)
+
+
+class _ZeroTensors(torch.autograd.Function):
+    """Fails in the backward pass like code that PyTorch 2.13 compiles for some `torch.func.jvp`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        raise RuntimeError("ZeroTensors are immutable. Please use the materialized zero tensor …")
+
+
+class Uncompilable(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *arguments: Any) -> Any:
+        return tree_map(
+            lambda x: _ZeroTensors.apply(x) if isinstance(x, Tensor) else x, self.network(*arguments)
+        )
+
+
+def test_a_network_that_pytorch_cannot_compile_is_named(tmp_path: Path) -> None:
+    """PyTorch compiles it and then fails in the first step; the real failure takes minutes to compile."""
+    made = trainer(tiny_config(), tmp_path)
+    made.state.network = Uncompilable(made.state.network)
+    with pytest.raises(RuntimeError, match="ZeroTensors"):
+        take_step(made, step_inputs(made))
+    made.config.training.compile = True
+    with pytest.raises(
+        InputError,
+        match=r"^training\.compile: PyTorch .* cannot compile Uncompilable .*training\.compile=false$",
+    ):
+        take_step(made, step_inputs(made))
 
 
 def test_both_averages_start_at_the_initial_weights(tmp_path: Path) -> None:

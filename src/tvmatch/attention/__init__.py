@@ -1,4 +1,4 @@
-"""Attention that carries a tangent."""
+"""Softmax attention with Jacobian-vector products."""
 
 from tvmatch.attention.dispatch import Backend, attention
 from tvmatch.attention.drop_in import repair_forward_mode, scaled_dot_product_attention

@@ -1,4 +1,4 @@
-"""What `attention` refuses: each error names the argument, what it is and what it should have been."""
+"""Argument checks of `attention`, and the cast to the precision of autocast."""
 
 import math
 from typing import Any
@@ -14,10 +14,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_duals(*tensors: Any) -> tuple[Dual, Dual, Dual]:
-    """q, k, v as Duals.
+    """Convert q, k and v to Duals.
 
     Raises:
-        TypeError: for anything that is neither a tensor nor a Dual of tensors.
+        TypeError: if one of them is neither a tensor nor a Dual of tensors.
     """
     q, k, v = (x if isinstance(x, Dual) else Dual(x) for x in tensors)
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -36,23 +36,22 @@ def check_arguments(
     key_lengths: Tensor | None,
     backend: str,
 ) -> None:
-    """Compare the arguments of `attention` with each other; see there for what they are.
+    """Check the arguments of `attention`.
 
-    The values of `key_lengths` are looked at, which on a GPU waits for the device; inside `torch.compile`
-    the check becomes an assertion in the graph, whose failure on a GPU ends the process's use of it.
+    Reading the values of `key_lengths` synchronises with the GPU. Inside `torch.compile` that check is an
+    assertion in the graph; if it fails on a GPU, the process cannot use CUDA any more.
 
     Raises:
-        TypeError: for something that is not a tensor, a precision that is not one of the four or not the same
-            everywhere, key lengths that are not integers, a scale that is not a number, causal that is not
-            True or False.
-        ValueError: for shapes or devices that do not fit, an empty dimension, a head width above 256, a
-            scale that is not finite, key lengths outside 0 … M, a backend of another name.
+        TypeError: for an unsupported dtype, dtypes that differ, key lengths that are not integers, a scale
+            that is not a number, or a `causal` that is not a bool.
+        ValueError: for shapes or devices that do not match, an empty dimension, a head width above 256, a
+            scale that is not finite, key lengths outside 0 … M, or an unknown backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: one of {', '.join(BACKENDS)} is needed, got {backend!r}")
     if not (scale is None or isinstance(scale, float | int | torch.SymFloat)):
         raise TypeError(
-            f"scale: a number is needed, got {type(scale).__name__}; a tensor's factor belongs into q"
+            f"scale: a number is needed, got {type(scale).__name__}; multiply q by a tensor instead"
         )
     if not isinstance(causal, bool):
         raise TypeError(f"causal: True or False is needed, got {causal!r}")
@@ -133,8 +132,21 @@ def _check_tensor(name: str, x: Any) -> None:
 
 
 def _check_same(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Precision and device."""
+    """Check that dtype and device are the same."""
     if x.dtype != other.dtype:
         raise TypeError(f"{name}: the dtype of {other_name}, {other.dtype}, is needed, got {x.dtype}")
     if x.device != other.device:
         raise ValueError(f"{name}: the device of {other_name}, {other.device}, is needed, got {x.device}")
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on x's device; None if autocast is off."""
+    device_type = x.device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # meta has no autocast
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def autocast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """x in the dtype of autocast. None, or an x in float64, changes nothing."""
+    return x.to(dtype) if dtype and x.is_floating_point() and x.dtype != torch.float64 else x

@@ -1,4 +1,4 @@
-"""`attention`: checks, autocast, forward mode, and the choice of a backend."""
+"""`attention`: argument checks, autocast, forward mode, and the choice of a backend."""
 
 import math
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tvmatch.attention.arguments import as_duals, check_arguments
+from tvmatch.attention.arguments import as_duals, autocast, autocast_dtype, check_arguments
 from tvmatch.attention.native import pytorch_attention
 from tvmatch.attention.reference import attention_reference
 from tvmatch.dual import Dual, linear_map
@@ -78,29 +78,28 @@ def attention(
     key_lengths: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor | Dual:
-    """softmax(α Q Kᵀ) V and, of Duals, its tangent; see `attention_reference` for the equations.
+    """Compute softmax(α Q Kᵀ) V and, for Duals, its tangent; `attention_reference` has the equations.
 
-    Work for a tangent that is None is skipped. Plain tensors inside `torch.func.jvp` or
-    `torch.autograd.forward_ad` give the right tangent and the right gradients through it; see
-    `attention.forward_mode`. Under autocast, inputs other than float64 are cast to its precision, as in
-    PyTorch's own attention.
+    A tangent of None costs nothing. Plain tensors also work inside `torch.func.jvp` and
+    `torch.autograd.forward_ad`: the tangent, and gradients through it, are correct (see
+    `attention.forward_mode`). Under autocast, inputs other than float64 are cast to its dtype, as in PyTorch.
 
     Backends:
-        "reference": plain PyTorch; holds the N × M matrices in memory.
-        "triton": the fused kernels, on a CUDA device (or a CPU in Triton's interpreter). Float32 products are
-            IEEE, not TF32; half precision is accumulated in float32.
-        "auto": with a tangent or key lengths, the fused kernels where they can run, else the reference.
-            Without either, PyTorch's fused attention. Float64 tangents, and transforms of `torch.func` that
-            an operator cannot follow, go to the reference.
+        "reference": plain PyTorch operators; stores the N × M matrices.
+        "triton": the fused kernels, on a CUDA device (or on the CPU in Triton's interpreter). Float32
+            products are IEEE, not TF32; half-precision products are accumulated in float32.
+        "auto": with a tangent or key lengths, the fused kernels if they can run, else the reference;
+            without either, PyTorch's fused attention. Float64 tangents, and `torch.func` transforms other
+            than jvp, use the reference.
 
     Args:
-        q: queries (B, H, N, D); N ≥ 1, 1 ≤ D ≤ 256. Views with any strides are fine.
+        q: queries (B, H, N, D); N ≥ 1, 1 ≤ D ≤ 256. Any strides.
         k: keys (B, H, M, D); M ≥ 1.
         v: values (B, H, M, D).
-        scale: α, by default D^(−1/2).
-        causal: query i sees the keys j ≤ i alone, whatever N and M.
-        key_lengths: integers (B,) in 0 … M; the keys and values from there on are not seen, but must be
-            finite. A query with no keys gives zero value and zero tangent. Checking them waits for a GPU.
+        scale: α. Default: D^(−1/2).
+        causal: query i attends only to keys j ≤ i, for any N and M.
+        key_lengths: integers (B,) in 0 … M. Later keys and values are masked, but must be finite. A query
+            without keys has value and tangent zero. The check of their values synchronises with the GPU.
         backend: see above.
 
     Returns:
@@ -108,37 +107,27 @@ def attention(
 
     Raises:
         TypeError: if dtypes are not floating-point or differ between q, k, v and their tangents, if
-            key_lengths are not integers or scale is not a number, if float64 is forced onto "triton".
-        ValueError: if shapes or devices do not fit, the head width is above 256, key_lengths are outside
+            key_lengths are not integers, scale is not a number, or the backend "triton" is given float64.
+        ValueError: if shapes or devices do not match, the head width is above 256, key_lengths are outside
             0 … M, scale is not finite, or the backend is unknown.
-        RuntimeError: if "triton" is forced where it cannot run; for a forward-mode transform around or inside
-            `torch.compile(fullgraph=True)`, where a hidden tangent would be lost.
+        RuntimeError: if the backend "triton" cannot run here; or under `torch.compile(fullgraph=True)` in
+            forward mode, if the compiled graph would lose the tangent.
     """
     duals = as_duals(q, k, v)
-    device_type = duals[0].value.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta has none
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            result = _attend(*_cast(duals, dtype), scale, causal, key_lengths, backend)
-    else:
+    dtype = autocast_dtype(duals[0].value)
+    if dtype is None:
         result = _attend(*duals, scale, causal, key_lengths, backend)
+    else:
+        q_cast, k_cast, v_cast = (linear_map(partial(autocast, dtype=dtype), x) for x in duals)
+        with torch.autocast(q_cast.value.device.type, enabled=False):
+            result = _attend(q_cast, k_cast, v_cast, scale, causal, key_lengths, backend)
     return result if any(isinstance(x, Dual) for x in (q, k, v)) else result.value
-
-
-def _cast(duals: tuple[Dual, Dual, Dual], dtype: torch.dtype) -> tuple[Dual, Dual, Dual]:
-    """To the precision of autocast, which leaves float64 alone."""
-
-    def cast(x: Tensor) -> Tensor:
-        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
-
-    q, k, v = (linear_map(cast, x) for x in duals)
-    return q, k, v
 
 
 def _attend(
     q: Dual, k: Dual, v: Dual, scale: float | None, causal: bool, key_lengths: Tensor | None, backend: str
 ) -> Dual:
-    """Check the arguments, then compute, in forward mode where a level of it is open."""
+    """Check the arguments, then compute; if a forward-mode level is active, by `forward_mode.attend`."""
     check_arguments(q, k, v, scale, causal, key_lengths, backend)
     scale = 1 / math.sqrt(q.value.shape[-1]) if scale is None else float(scale)
     compute = partial(_compute, scale=scale, causal=causal, key_lengths=key_lengths)
@@ -152,9 +141,9 @@ def _attend(
 def _compute(
     q: Dual, k: Dual, v: Dual, backend: str, *, scale: float, causal: bool, key_lengths: Tensor | None
 ) -> Dual:
-    """Attention on Duals by the backend that was asked for or, if that is "auto", fits best."""
+    """Attention on Duals with the given backend; "auto" chooses one."""
     has_tangent = any(x.tangent is not None for x in (q, k, v))
-    # PyTorch's gives NaN for a scale of zero or less where the mask is causal (seen on a CPU with 2.13).
+    # With a causal mask PyTorch's attention returns NaN for a scale ≤ 0 (PyTorch 2.13 on a CPU).
     if backend == "auto" and not has_tangent and key_lengths is None and scale > 0:
         return Dual(pytorch_attention(q.value, k.value, v.value, scale=scale, is_causal=causal))
     if backend == "triton" or (backend == "auto" and q.value.device.type == "cuda"):
@@ -169,7 +158,7 @@ def _compute(
 
 
 def _obstacle_to_kernels(x: Tensor, *, forced: bool) -> str | None:
-    """Why the fused kernels cannot serve tensors like `x`, or None."""
+    """Why the fused kernels do not support tensors like `x`; None if they do."""
     if x.dtype == torch.float64:
         if forced:
             raise TypeError('backend: "triton" has no float64, got torch.float64; use "reference" or "auto"')

@@ -1,9 +1,9 @@
-"""Stand-ins for PyTorch's functions in other people's models, and the context that puts them there.
+"""Replacements for PyTorch functions that fail or are wrong in forward mode, and the context that uses them.
 
-Outside forward mode each is PyTorch's own. Inside `torch.func.jvp` and `torch.autograd.forward_ad` PyTorch's
-are not right. Fused attention, and the one operator for a whole layer that `nn.MultiheadAttention` and
-`nn.TransformerEncoderLayer` run in eval mode without gradients, have no forward-mode rule: PyTorch raises.
-For the norms see `attention.norms`, for what has no stand-in `attention.refusals`.
+Outside forward mode each replacement calls PyTorch's function. In forward mode, PyTorch has no rule for fused
+attention, nor for the fused layer operator that `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` run
+in eval mode without gradients. For the norms see `attention.norms`; for functions without a replacement
+`attention.refusals`.
 """
 
 import threading
@@ -41,37 +41,31 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, with the right tangent in forward mode.
+    """`torch.nn.functional.scaled_dot_product_attention` with a correct tangent in forward mode.
 
-    Outside forward mode the call is passed on as it is. Inside, softmax(α Q Kᵀ + mask) V is computed by
-    `attention`, with its kernels and its memory, if there is no mask other than the causal one, no dropout,
-    and keys and values have the same width of at most 256; else by plain operators, which hold the N × M
-    matrices in memory. Reverse mode through the tangent works on both.
-
-    Under `torch.compile` the tangent is right as well, or it is an error (with `fullgraph=True`); see
-    `attention.forward_mode`.
+    Outside forward mode this calls PyTorch's function. In forward mode, softmax(α Q Kᵀ + mask) V is computed
+    by `attention` if there is no mask other than the causal one, no dropout, and keys and values have the
+    same width of at most 256; otherwise by plain operators, which store the N × M matrices. Both
+    support reverse mode. For `torch.compile` see `attention.forward_mode`.
 
     Args:
         query: (..., N, D). The leading dimensions of query, key and value broadcast.
         key: (..., M, D).
         value: (..., M, E).
-        attn_mask: of a shape that broadcasts to (..., N, M). Boolean: True where the key is seen. Else it is
-            added to the scores, and may have a tangent and a gradient. A query that sees no key gives zero
-            value, tangent and gradients.
-        dropout_p: probability with which an entry of the softmax is dropped; value and tangent drop the same
-            ones.
-        is_causal: query i sees the keys j ≤ i alone; together with `attn_mask`, those that both let through.
-        scale: α, by default D^(−1/2).
-        enable_gqa: heads, the third dimension from the end, of key and value each serve a group of the
-            query's.
+        attn_mask: of a shape that broadcasts to (..., N, M). Boolean: True for keys that take part. Otherwise
+            it is added to the scores, and may have a tangent and a gradient. Queries without keys give 0.
+        dropout_p: dropout probability of the softmax; value and tangent drop the same entries.
+        is_causal: query i attends only to keys j ≤ i, in addition to `attn_mask`.
+        scale: α. Default: D^(−1/2).
+        enable_gqa: each head of key and value (third dimension from the end) serves a group of query heads.
 
     Returns:
         (..., N, E).
 
     Raises:
-        TypeError: in forward mode, for dtypes that are not floating-point or differ, or a mask of integers.
-        ValueError: in forward mode, for shapes that do not fit.
-        RuntimeError: under `torch.compile(fullgraph=True)`, where a hidden tangent would be lost.
+        TypeError: in forward mode, for dtypes that are not floating-point or differ, or an integer mask.
+        ValueError: in forward mode, for shapes that do not match.
+        RuntimeError: under `torch.compile(fullgraph=True)`, if the compiled graph would lose the tangent.
     """
     if forward_ad._current_level < 0:
         return pytorch_attention(
@@ -84,47 +78,41 @@ def scaled_dot_product_attention(
 
 @contextmanager
 def repair_forward_mode() -> Iterator[None]:
-    """Models called in this context are right in forward mode, and in reverse mode through it, unmodified.
+    """Make forward mode, and reverse mode through it, correct for models called in this context.
 
         with tvmatch.attention.repair_forward_mode():
             output, tangent = torch.func.jvp(model, (x,), (direction,))
 
-    In forward mode, and there alone,
+    In forward mode, and only there:
 
     - `torch.nn.functional.scaled_dot_product_attention` is `tvmatch.attention.scaled_dot_product_attention`;
-    - PyTorch's transformer layers leave out their one operator for a whole layer;
-    - `layer_norm` and `group_norm` are computed by operators whose rules are right, in any memory format and
-      under autocast, and so is `batch_norm` by running statistics;
-    - operators whose tangent PyTorch gets wrong without a word raise `NotImplementedError` where they meet
-      one, by whatever name they are called: see `attention.refusals`. Those whose tangent is right, but not
-      the gradients through it (`batch_norm` in training, `instance_norm`, `linalg.solve`, `det`, …), do so
-      while gradients are recorded. Operators registered with `torch.library` that lose the tangent are among
-      them, and `torch.utils.checkpoint`, and TorchScript that holds such an operator or layer norm.
+    - PyTorch's transformer layers do not use their fused layer operator;
+    - `layer_norm`, `group_norm`, and `batch_norm` with running statistics use operators with correct rules;
+    - operators with a wrong rule raise `NotImplementedError` (see `attention.refusals`), as do
+      `torch.utils.checkpoint` and TorchScript that contains such an operator or layer norm. Operators whose
+      tangent is correct, but not the gradients through it, raise only while gradients are recorded.
 
-    What remains wrong without a word is what a model does to hide values from PyTorch: `detach`, `.data`,
-    NumPy, kernels of its own outside an operator.
+    Values that a model hides from PyTorch remain silently wrong: `detach`, `.data`, NumPy, custom kernels
+    that are not registered as operators.
 
-    The functions are replaced in `torch.nn.functional`, where models and PyTorch's own modules look them up
-    when they are called, for all threads until the last of them has left the context. In the thread that
-    entered it, a `TorchFunctionMode` reaches the names besides that a module took for itself by
-    `from torch.nn.functional import …`, except inside `nn.MultiheadAttention`, which PyTorch hands to the
-    mode as a whole.
+    The functions are replaced in `torch.nn.functional` for all threads until the last one leaves the context.
+    In the entering thread a `TorchFunctionMode` also catches names imported by `from torch.nn.functional
+    import …`, except inside `nn.MultiheadAttention`.
 
-    Under `torch.compile` the context may be around the compiled function or within it. But the compiler does
-    not look into `F.multi_head_attention_forward`: models with `nn.MultiheadAttention` run eagerly in forward
-    mode or, with `fullgraph=True`, raise.
+    Under `torch.compile` the context may be outside or inside the compiled function. Models with
+    `nn.MultiheadAttention` run eagerly in forward mode or, with `fullgraph=True`, raise.
     """
     if torch.compiler.is_compiling():
-        # The compiler cannot trace a lock. Compiled code puts back what it found when it ends; within another
-        # context, which may have ended by then, it changes nothing.
+        # The compiler cannot trace a lock. Compiled code restores the functions that it found, unless an
+        # enclosing context, which may end first, has already replaced them.
         if F.scaled_dot_product_attention is scaled_dot_product_attention:
             yield
             return
-        found = _put(_FUNCTIONS + refusing_functions())
+        found = _assign(_FUNCTIONS + refusing_functions())
         try:
             yield
         finally:
-            _put(found)
+            _assign(found)
         return
     _enter()
     try:
@@ -134,7 +122,7 @@ def repair_forward_mode() -> Iterator[None]:
         _leave()
 
 
-# A function's module or class, its name there, and what is to be there.
+# Module or class, name of the function in it, and the function to assign.
 _Names = tuple[tuple[Any, str, Callable[..., Any]], ...]
 
 _lock = threading.Lock()
@@ -146,7 +134,7 @@ def _enter() -> None:
     global _entered, _found
     with _lock:
         if _entered == 0:
-            _found = _put(_FUNCTIONS + _METHODS)
+            _found = _assign(_FUNCTIONS + _METHODS)
         _entered += 1
 
 
@@ -155,11 +143,11 @@ def _leave() -> None:
     with _lock:
         _entered -= 1
         if _entered == 0:
-            _put(_found)
+            _assign(_found)
 
 
-def _put(names: _Names) -> _Names:
-    """Assign; returns what was there."""
+def _assign(names: _Names) -> _Names:
+    """Assign the functions to their names; returns the previous functions."""
     found = tuple((module, name, getattr(module, name)) for module, name, _ in names)
     for module, name, function in names:
         setattr(module, name, function)
@@ -167,7 +155,7 @@ def _put(names: _Names) -> _Names:
 
 
 def _fastpath_enabled() -> bool:
-    """Whether PyTorch's transformer layers may run as one operator."""
+    """Whether PyTorch's transformer layers may use their fused layer operator."""
     return forward_ad._current_level < 0 and _pytorch_fastpath_enabled()
 
 
@@ -181,7 +169,7 @@ _FUNCTIONS: _Names = (
 )
 
 
-# Its name when the oldest, and the newest PyTorch is installed.
+# The name differs between the oldest and the newest supported PyTorch.
 _WITHOUT_REENTRANCE = [
     name
     for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
@@ -189,17 +177,17 @@ _WITHOUT_REENTRANCE = [
 ]
 
 
-def _without_reentrance(start: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
-    """`start` runs a checkpoint's first half and pauses; without gradients there is nothing to prepare."""
+def _without_reentrance(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """`generator` prepares a non-reentrant checkpoint, then yields; without gradients nothing is prepared."""
 
-    def started(*arguments: Any, **options: Any) -> Iterator[None]:
+    def prepare(*arguments: Any, **options: Any) -> Iterator[None]:
         if forward_ad._current_level < 0:
-            return start(*arguments, **options)
+            return generator(*arguments, **options)
         if torch.is_grad_enabled():
             refuse_checkpoint()
         return iter((None,))
 
-    return started
+    return prepare
 
 
 class _CheckpointFunction(_pytorch_checkpoint_function):
@@ -210,7 +198,7 @@ class _CheckpointFunction(_pytorch_checkpoint_function):
         return _pytorch_checkpoint_function.apply(*arguments)
 
 
-# The compiler cannot assign to a class, and looks into checkpoints by itself.
+# Not assigned in compiled code: the compiler cannot assign to a class, and traces checkpoints itself.
 _METHODS: _Names = (
     *((checkpoint, name, _without_reentrance(getattr(checkpoint, name))) for name in _WITHOUT_REENTRANCE),
     (checkpoint, "CheckpointFunction", _CheckpointFunction),
@@ -222,7 +210,7 @@ _METHODS: _Names = (
     ),
 )
 
-# The same for calls by another name: one that a module took for itself, or that of the C++ function.
+# Replacements for calls by another name: an imported function, or the C++ function.
 _STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
     pytorch_attention: scaled_dot_product_attention,
     norms.pytorch_layer_norm: norms.layer_norm,

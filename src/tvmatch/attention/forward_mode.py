@@ -1,26 +1,19 @@
-"""Attention on tensors that carry a tangent of PyTorch's forward mode: `torch.func.jvp`, `forward_ad`.
+"""Attention in PyTorch's forward mode: `torch.func.jvp` and `torch.autograd.forward_ad`.
 
-Such a tangent is hidden: code, and the compiler, see a plain tensor. PyTorch's fused attention raises on
-it, and an operator registered with `torch.library` drops it without a word. So the tangent is taken out,
-attention computes on Duals, with the same kernels as ever, and the result's tangent is put back:
+In forward mode a plain tensor carries a hidden tangent. PyTorch's fused attention raises an error for it, and
+an operator registered with `torch.library` silently drops it. Here the tangent is unpacked, attention is
+computed on Duals with the usual kernels, and the result's tangent is packed again:
 
     q, q̇ ← unpack_dual(q)    O, Ȯ ← attention of Duals    make_dual(O, Ȯ)
 
-Reverse mode through the transform then meets one ordinary operator with one joint backward. An
-`autograd.Function` with a `jvp` would compute the value twice, its backward apart from the tangent's, and
-`torch.compile` drops it.
+Only a single level of forward mode is handled this way. Nested transforms (`jacfwd`, `hessian`, `grad` of a
+jvp, Duals whose parts carry hidden tangents) use the plain reference, which can be differentiated repeatedly.
 
-One level of forward mode alone is taken apart like this. Anything else (`jacfwd`, `hessian`, `grad` of a
-jvp, Duals whose parts hide tangents of their own) goes to the plain reference, which PyTorch differentiates
-by itself as often as it is asked to.
+Under `torch.compile`, a tangent from a transform *outside* the compiled function is invisible to the compiler
+and would be dropped. The reference is therefore traced only if its tangents are visible; everything else runs
+eagerly, and is an error with `fullgraph=True`.
 
-Under `torch.compile` (seen with PyTorch 2.11 and 2.13): the compiler traces a transform inside the compiled
-function correctly, and it compiles anew where a level is open that was not open before; but it sees no
-tangent of a level opened *outside* the compiled function, and its code drops it. So the reference is traced
-where its tangents can be seen, and everything else is left to eager execution, which is right; with
-`fullgraph=True` it is an error.
-
-This module loads the compiler and is therefore imported only where a level is open.
+Importing this module loads the compiler; import it only in forward mode.
 """
 
 from collections.abc import Callable
@@ -33,24 +26,24 @@ from torch.autograd import forward_ad
 from tvmatch.attention.refusals import hides_tangent
 from tvmatch.dual import Dual
 
-# Attention on Duals by the backend of a name.
+# Attention on Duals; the last argument names the backend.
 Attention = Callable[[Dual, Dual, Dual, str], Dual]
 
 
 def attend(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
-    """`compute(q, k, v, backend)` with the tangents of the open level of forward mode.
+    """Compute `compute(q, k, v, backend)` with the tangents of the active forward-mode level.
 
     Args:
-        compute: attention on Duals whose parts hide no tangent; on any with the backend "reference".
-        q, k, v: parts may hide a tangent.
+        compute: attention on Duals. Only with the backend "reference" may their parts carry hidden tangents.
+        q, k, v: their parts may carry a hidden tangent.
         backend: see `attention`.
 
     Returns:
-        A Dual whose parts carry the tangents of the open level.
+        A Dual whose parts carry the tangents of the active level.
 
     Raises:
-        RuntimeError: under `torch.compile(fullgraph=True)`, save for the reference on tangents that the
-            compiled function made itself; for the backend "triton" inside nested transforms.
+        RuntimeError: under `torch.compile(fullgraph=True)`, except for the reference on tangents from a
+            transform inside the compiled function; for the backend "triton" inside nested transforms.
     """
     if torch.compiler.is_compiling():
         plain = backend == "reference" or (backend == "auto" and q.value.device.type != "cuda")
@@ -75,7 +68,7 @@ def _attend_eagerly(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str)
 
 
 def _attend_at_one_level(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
-    """Take the hidden tangents out, compute, and put the result's tangent back."""
+    """Unpack the hidden tangents, compute, and pack the result's tangent."""
     if any(x.tangent is not None for x in (q, k, v)):
         return _attend_by_reference(compute, q, k, v, backend)
     q, k, v = (Dual(*forward_ad.unpack_dual(x.value)) for x in (q, k, v))
@@ -84,18 +77,18 @@ def _attend_at_one_level(compute: Attention, q: Dual, k: Dual, v: Dual, backend:
 
 
 def _attend_by_reference(compute: Attention, q: Dual, k: Dual, v: Dual, backend: str) -> Dual:
-    """Leave the hidden tangents to PyTorch."""
+    """Let PyTorch differentiate the reference."""
     if backend == "triton":
         raise RuntimeError(
-            'tvmatch.attention: the backend "triton" serves one level of forward mode on plain tensors; in '
-            "nested transforms, or on Duals whose parts hide tangents themselves, use "
+            'tvmatch.attention: the backend "triton" supports one level of forward mode on plain tensors; in '
+            "nested transforms, or on Duals whose parts carry hidden tangents, use "
             'backend="auto" or "reference"'
         )
     return compute(q, k, v, "reference")
 
 
 def is_single_level() -> bool:
-    """Whether one `torch.func.jvp` is the only transform of `torch.func`, or `dual_level` stands alone."""
+    """Whether a single `torch.func.jvp`, or a `dual_level` alone, is active."""
     if not torch._C._are_functorch_transforms_active():
         return True
     innermost = retrieve_current_functorch_interpreter()

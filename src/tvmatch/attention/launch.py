@@ -1,4 +1,4 @@
-"""Launchers: allocate the outputs, choose the tiles, start the kernels. Nothing here knows of autograd."""
+"""Kernel launchers: allocate the outputs, choose the tiles, start the kernels. No autograd here."""
 
 from typing import Any
 
@@ -26,15 +26,15 @@ def forward(
     tile: Tile | None = None,
     descriptors: bool | None = None,
 ) -> Forward:
-    """O, Ȯ and the row statistics.
+    """Compute O, Ȯ and the row statistics.
 
     Args:
-        operands: on one device, of one precision.
+        operands: on one device, with the same dtype.
         key_lengths: integers (B,) in 0 … M, or None for M.
         scale: α.
-        causal: keep keys j ≤ i.
-        tile: instead of the table's.
-        descriptors: read through tensor descriptors where the layout allows; None: on GPUs that have them.
+        causal: query i attends only to keys j ≤ i.
+        tile: overrides the tile table.
+        descriptors: read through tensor descriptors if the layout allows it. None: on GPUs that support them.
     """
     q = operands.q
     result = Forward(
@@ -69,15 +69,15 @@ def backward(
     tiles: Tiles | None = None,
     descriptors: bool | None = None,
 ) -> Gradients:
-    """All gradients from the cotangents G of O and Ġ of Ȯ, one of which may be None.
+    """Compute all gradients from the cotangents G of O and Ġ of Ȯ, one of which may be None.
 
     Args:
         operands: those of the forward pass.
-        result: what it returned.
+        result: of the forward pass.
         gradient: G, of O's shape, or None for zero.
         tangent_gradient: Ġ, or None for zero; then the tangents have no gradient.
         key_lengths, scale, causal, descriptors: as in `forward`.
-        tiles: instead of the table's.
+        tiles: overrides the tile table.
     """
     if tangent_gradient is None:
         operands = Operands(*operands[:3])
@@ -113,7 +113,7 @@ def backward(
 
 
 class _Problem:
-    """One attention, whose operands every kernel reads."""
+    """The inputs of one attention that all kernels read."""
 
     def __init__(
         self,
@@ -137,12 +137,12 @@ class _Problem:
         written: dict[str, Tensor | None],
         rows: dict[str, Tensor | None],
     ) -> None:
-        """Start `kernel`; `read` and `written` have rows like q (or k, if written), `rows` are (B, H, N)."""
+        """Launch `kernel`; `read` and `written` have rows like q (or k, if written), `rows` are (B, H, N)."""
         q, k = self.operands.q, self.operands.k
         batch, heads, queries, head_dim = q.shape
         keys, block_d = k.shape[2], _block_d(q)
         by_keys = kernel is key_gradients
-        if by_keys:  # a last block that is not full ends in rows that nobody stores
+        if by_keys:  # the rows beyond the end of the last block are not stored
             masked, blocks = False, triton.cdiv(keys, tile.keys)
         else:
             masked, blocks = keys % tile.keys != 0, triton.cdiv(queries, tile.queries)
@@ -177,7 +177,7 @@ class _Problem:
 
 
 def _tiles(q: Tensor, *, tangent: bool) -> Tiles:
-    """The table's tiles for tensors like q on their device."""
+    """The tiles for tensors like q on their device."""
     limit = HOPPER_SHARED_MEMORY
     if q.device.type == "cuda":
         limit = getattr(torch.cuda.get_device_properties(q.device), "shared_memory_per_block_optin", limit)
@@ -185,22 +185,22 @@ def _tiles(q: Tensor, *, tangent: bool) -> Tiles:
 
 
 def _block_d(q: Tensor) -> int:
-    """The head width padded to a power of two that a matrix product takes."""
+    """The head width, padded to a power of two of at least 16."""
     return max(16, 1 << (q.shape[3] - 1).bit_length())
 
 
 def _readable(x: Tensor | None) -> Tensor | None:
-    """With neighbouring columns next to each other, copied if need be; other strides are free."""
+    """x with contiguous rows, copied if necessary; other strides are free."""
     return x if x is None or x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
 
 
 def _descriptor(x: Tensor, block_rows: int, block_d: int) -> Any:
-    """A tensor descriptor, or `x` where its layout has none: strides must be multiples of 16 bytes."""
+    """A tensor descriptor, or `x` if its strides are not multiples of 16 bytes."""
     unit = 16 // x.itemsize
     row = triton.cdiv(x.shape[3], unit) * unit
     strides = list(x.stride())
     for dimension, size in enumerate(x.shape):
-        if size == 1:  # never stepped along: it may be anything, and descriptors want at least a row
+        if size == 1:  # any stride is valid here, and descriptors require at least a row
             strides[dimension] = row if dimension < 3 else 1
     if x.data_ptr() % 16 or any(stride % unit or stride < row for stride in strides[:3]):
         return x
@@ -208,5 +208,5 @@ def _descriptor(x: Tensor, block_rows: int, block_d: int) -> Any:
 
 
 def _has_copy_engine(device: torch.device) -> bool:
-    """Whether tensor descriptors are served by hardware, as on Hopper chips and later ones."""
+    """Whether the GPU loads tensor descriptors in hardware (Hopper and later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,4 +1,4 @@
-"""PyTorch's own fused attention, under a name that stays while `attention.drop_in` replaces it."""
+"""PyTorch's fused attention, under a name that `attention.drop_in` does not replace."""
 
 import torch.nn.functional as F
 

@@ -1,16 +1,15 @@
-"""Stand-ins for PyTorch's norms in forward mode. Outside it each is PyTorch's own.
+"""Norms with correct forward-mode derivatives; outside forward mode they call PyTorch's.
 
-Seen with 2.11 and 2.13:
+In PyTorch 2.11 and 2.13:
 
-- Layer norm's rule reads the mean and the deviation which the operator saved, and its backward drops the
-  gradients of these two: the tangent is right, gradients through it are wrong, without a word.
-- Group norm's rule fails on `channels_last`, and with a weight in another precision than the input, as under
-  autocast, its tangent has another dtype than its value. So has batch norm's by running statistics.
-- Batch norm and instance norm by statistics of the batch are as wrong as layer norm, and are refused; see
-  `attention.refusals`.
+- Layer norm's forward-mode rule treats the saved mean and deviation as constants: the tangent is correct,
+  gradients through it are silently wrong.
+- Group norm's rule fails for `channels_last`. With a weight of another dtype, as under autocast, its tangent
+  has another dtype than its value. The latter also holds for batch norm with running statistics.
+- Batch norm and instance norm with batch statistics are as wrong as layer norm. See `attention.refusals`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tvmatch.attention.refusals import refuse_batch_statistics
+from tvmatch.dual.joint_backward import at_least_float32
 
-# PyTorch's own, also while the names stand for others.
+# PyTorch's functions, which `drop_in.repair_forward_mode` replaces in `torch.nn.functional`.
 pytorch_layer_norm = F.layer_norm
 pytorch_group_norm = F.group_norm
 pytorch_batch_norm = F.batch_norm
 pytorch_instance_norm = F.instance_norm
-_pytorch_batch_norm_forward = nn.modules.batchnorm._BatchNorm.forward
-_pytorch_sync_batch_norm_forward = nn.SyncBatchNorm.forward
 
 
 def layer_norm(
@@ -44,7 +42,7 @@ def layer_norm(
         raise ValueError(f"input: a shape that ends in {shape} is needed, got {tuple(input.shape)}")
     if any(x is not None and x.shape != shape for x in (weight, bias)):
         raise ValueError(f"weight, bias: the shape {shape} is needed")
-    x = _standardize(_at_least_float32(input), list(range(-len(shape), 0)), eps)
+    x = _standardize(at_least_float32(input), list(range(-len(shape), 0)), eps)
     return _rounded(_affine(x, weight, bias), input)
 
 
@@ -56,10 +54,9 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """Layer norm of (B, C, ...) over each of `num_groups` parts of the channels, and all positions.
+    """Normalise (B, C, ...) over all positions and each of `num_groups` groups of channels.
 
-    Views alone split the channels and put them together again, so that a `channels_last` input gives a
-    `channels_last` result.
+    Channels are split and merged by views only, so a `channels_last` input gives a `channels_last` result.
     """
     if forward_ad._current_level < 0:
         return pytorch_group_norm(input, num_groups, weight, bias, eps)
@@ -70,7 +67,7 @@ def group_norm(
         )
     if any(x is not None and x.shape != input.shape[1:2] for x in (weight, bias)):
         raise ValueError(f"weight, bias: the shape {tuple(input.shape[1:2])} is needed")
-    x = _at_least_float32(input).unflatten(1, (num_groups, -1))
+    x = at_least_float32(input).unflatten(1, (num_groups, -1))
     x = _standardize(x, list(range(2, x.ndim)), eps).flatten(1, 2)
     return _rounded(_affine_of_channels(x, weight, bias), input)
 
@@ -85,14 +82,10 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """PyTorch's; by running statistics of another precision, computed in float32."""
-    if training:
-        refuse_batch_statistics("batch_norm(training=True)", input, weight, bias)
-    elif _mixes_precisions(input, running_mean, running_var, weight, bias):
-        assert running_mean is not None
-        assert running_var is not None
-        return _by_running_statistics(input, running_mean, running_var, weight, bias, eps)
-    return pytorch_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    """PyTorch's batch norm; in float32 if running statistics and input differ in dtype."""
+    tensors = (input, running_mean, running_var, weight, bias)
+    name = "batch_norm(training=True)"
+    return _norm_of_channels(pytorch_batch_norm, name, tensors, training, momentum, eps)
 
 
 def instance_norm(
@@ -105,34 +98,47 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `batch_norm`."""
-    if use_input_stats:
-        refuse_batch_statistics("instance_norm(use_input_stats=True)", input, weight, bias)
-    elif _mixes_precisions(input, running_mean, running_var, weight, bias):
-        assert running_mean is not None
-        assert running_var is not None
-        return _by_running_statistics(input, running_mean, running_var, weight, bias, eps)
-    return pytorch_instance_norm(
-        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
+    """PyTorch's instance norm; in float32 if running statistics and input differ in dtype."""
+    tensors = (input, running_mean, running_var, weight, bias)
+    name = "instance_norm(use_input_stats=True)"
+    return _norm_of_channels(pytorch_instance_norm, name, tensors, use_input_stats, momentum, eps)
 
 
-def batch_norm_forward(module: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
-    """Of `nn.BatchNorm1d` and its kin, which count batches in place before they call `batch_norm`."""
-    if module.training or (module.running_mean is None and module.running_var is None):
-        refuse_batch_statistics("batch_norm(training=True)", input)
-    return _pytorch_batch_norm_forward(module, input)
+def _norm_of_channels(
+    pytorch_norm: Callable[..., Tensor],
+    name: str,
+    tensors: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    by_batch: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    input, mean, variance, weight, bias = tensors
+    if by_batch:
+        refuse_batch_statistics(name, input, weight, bias)
+    elif _mixes_precisions(*tensors):
+        assert mean is not None
+        assert variance is not None
+        return _by_running_statistics(input, mean, variance, weight, bias, eps)
+    return pytorch_norm(*tensors, by_batch, momentum, eps)
 
 
-def sync_batch_norm_forward(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
-    """Likewise of `nn.SyncBatchNorm`."""
-    if module.training or (module.running_mean is None and module.running_var is None):
-        refuse_batch_statistics("batch_norm(training=True)", input)
-    return _pytorch_sync_batch_norm_forward(module, input)
+def _refusing_forward(pytorch_forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` of a batch norm module, refused before it counts the batch in place."""
+
+    def forward(module: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+        if module.training or (module.running_mean is None and module.running_var is None):
+            refuse_batch_statistics("batch_norm(training=True)", input)
+        return pytorch_forward(module, input)
+
+    return forward
+
+
+batch_norm_forward = _refusing_forward(nn.modules.batchnorm._BatchNorm.forward)
+sync_batch_norm_forward = _refusing_forward(nn.SyncBatchNorm.forward)
 
 
 def _mixes_precisions(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether PyTorch's tangent would have another dtype than its value."""
+    """Whether, in forward mode, PyTorch's tangent would have another dtype than its value."""
     mixed = any(x is not None and x.dtype != input.dtype for x in others)
     return mixed and forward_ad._current_level >= 0
 
@@ -140,14 +146,14 @@ def _mixes_precisions(input: Tensor, *others: Tensor | None) -> bool:
 def _by_running_statistics(
     input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    x = _at_least_float32(input)
-    mean, variance = _at_least_float32(mean), _at_least_float32(variance)
+    x = at_least_float32(input)
+    mean, variance = at_least_float32(mean), at_least_float32(variance)
     x = (x - _of_channels(mean, x)) * (_of_channels(variance, x) + eps).rsqrt()
     return _affine_of_channels(x, weight, bias).to(input.dtype)
 
 
 def _of_channels(numbers: Tensor, like: Tensor) -> Tensor:
-    """(C,) shaped to multiply (B, C, ...)."""
+    """Reshape (C,) to broadcast against (B, C, ...)."""
     return numbers.reshape(-1, *[1] * (like.ndim - 2))
 
 
@@ -166,12 +172,8 @@ def _affine_of_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -
     return _affine(x, *parts)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _rounded(x: Tensor, input: Tensor) -> Tensor:
-    """To the input's dtype, save where autocast wants the result in float32, as PyTorch: on a GPU."""
+    """x in the input's dtype; in float32 under autocast on a GPU, like PyTorch's norms."""
     device = input.device.type
     widened = device not in ("cpu", "meta") and torch.is_autocast_enabled(device)
     return x if widened else x.to(input.dtype)

@@ -1,7 +1,7 @@
-"""What the kernels read and write, as named tensors.
+"""Inputs and outputs of the kernels, as named tuples of tensors.
 
-Shapes: B batch, H heads, N queries, M keys, D head width. Outputs and gradients lie in memory as
-(B, N, H, D), the order in which a linear layer wants to read them.
+Shapes: B batch, H heads, N queries, M keys, D head width. Outputs and gradients are contiguous as (B, N, H,
+D), so that the following linear layer needs no copy.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Operands(NamedTuple):
-    """The tensors of one attention: q (B, H, N, D), k, v (B, H, M, D), their tangents or None."""
+    """Inputs of attention: q (B, H, N, D), k and v (B, H, M, D), and their tangents or None."""
 
     q: Tensor
     k: Tensor
@@ -26,12 +26,12 @@ class Operands(NamedTuple):
 
     @property
     def has_scores_tangent(self) -> bool:
-        """Whether Ṡ is anything but zero."""
+        """Whether Ṡ can be nonzero."""
         return self.q_tangent is not None or self.k_tangent is not None
 
 
 class Forward(NamedTuple):
-    """What the forward kernel leaves behind.
+    """Results of the forward kernel.
 
     Attributes:
         output: O (B, H, N, D).
@@ -47,7 +47,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Cotangents of `Operands`; None where there is no operand or where the gradient is exactly zero."""
+    """Gradients of `Operands`; None for an absent operand, or if the gradient is exactly zero."""
 
     q: Tensor
     k: Tensor
@@ -58,7 +58,7 @@ class Gradients(NamedTuple):
 
 
 def empty_like_heads(x: Tensor) -> Tensor:
-    """Uninitialised (B, H, N, D), in memory (B, N, H, D)."""
+    """Uninitialised (B, H, N, D), contiguous as (B, N, H, D)."""
     batch, heads, rows, head_dim = x.shape
     return x.new_empty(batch, rows, heads, head_dim).transpose(1, 2)
 

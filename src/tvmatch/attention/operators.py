@@ -1,10 +1,10 @@
-"""The kernels as PyTorch operators: what they return without running (fakes), and their derivatives.
+"""The kernels as custom PyTorch operators, with fake implementations and autograd formulas.
 
-`torch.compile` puts such an operator into its graph as it is, and autograd differentiates it by the joint
-backward. An operator has no forward mode: a tangent hidden in a plain tensor would be dropped without a word,
-which is why `tvmatch.attention.attention` is the door and these operators are not for calling by hand.
+`torch.compile` keeps such an operator in its graph, and autograd differentiates value and tangent in one
+backward pass. A custom operator has no forward-mode rule: it would silently drop the tangent of a plain
+tensor. Call `tvmatch.attention.attention`, never these operators directly.
 
-The kernels are imported when the first operator runs, so that a machine without Triton can import this file.
+The kernels are imported when the first operator runs, so this module can be imported without Triton.
 """
 
 from types import ModuleType
@@ -20,7 +20,7 @@ from tvmatch.dual import Dual
 def attention_triton(
     q: Dual, k: Dual, v: Dual, *, scale: float, causal: bool, key_lengths: Tensor | None
 ) -> Dual:
-    """Attention by the fused kernels; arguments as for `attention`, already checked."""
+    """Attention by the fused kernels. The arguments are those of `attention`, already checked."""
     tangents = q.tangent, k.tangent, v.tangent
     if all(tangent is None for tangent in tangents):
         return Dual(attention_value(q.value, k.value, v.value, key_lengths, scale, causal)[0])
@@ -32,7 +32,7 @@ def attention_triton(
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot serve tensors of this device and precision; None if they can."""
+    """Why the kernels do not support this device and dtype; None if they do."""
     try:
         launch = _launch()
     except ImportError as error:
@@ -40,10 +40,10 @@ def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"there are kernels for float32, float16 and bfloat16, not for {dtype}"
     if launch.INTERPRETED:
-        # Seen with Triton 3.8: the interpreter's bfloat16 matrix products are garbage.
+        # Triton 3.8's interpreter computes wrong bfloat16 matrix products.
         return "Triton's interpreter cannot multiply bfloat16" if dtype == torch.bfloat16 else None
     if device.type != "cuda" or torch.version.cuda is None:
-        return f"the tensors are on {device}; it needs an NVIDIA GPU, or TRITON_INTERPRET=1 before the start"
+        return f"the tensors are on {device}; it needs an NVIDIA GPU or the variable TRITON_INTERPRET=1"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         name = torch.cuda.get_device_name(device)
@@ -61,7 +61,7 @@ def _launch() -> ModuleType:
 def attention_value(
     q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """O and the logarithm of the softmax's sum, for the backward pass."""
+    """O, and the log-sum-exp of the rows for the backward pass."""
     result = _launch().forward(Operands(q, k, v), key_lengths, scale, causal)
     return result.output, result.log_sum_exp
 
@@ -85,7 +85,7 @@ def attention_dual(
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O, Ȯ and two row statistics for the backward pass, the last of no elements where Ṡ = 0."""
+    """O, Ȯ, and log-sum-exp and μ of the rows for the backward pass; μ is empty if Ṡ = 0."""
     operands = Operands(q, k, v, q_tangent, k_tangent, v_tangent)
     result = _launch().forward(operands, key_lengths, scale, causal)
     mean = q.new_empty(0, dtype=torch.float32) if result.mean is None else result.mean
@@ -127,7 +127,7 @@ def attention_backward(
     scale: float,
     causal: bool,
 ) -> list[Tensor]:
-    """The gradients of q, k, v and, if there is a cotangent of Ȯ, of the tangents that are not None."""
+    """Gradients of q, k, v and, if `tangent_gradient` is given, of the tangents that are not None."""
     gradients = _launch().backward(
         Operands(q, k, v, q_tangent, k_tangent, v_tangent),
         Forward(output, output_tangent, log_sum_exp, mean),
@@ -147,49 +147,23 @@ def _(gradient: Tensor | None, tangent_gradient: Tensor | None, *inputs: Any) ->
     return [empty_like_heads(x) for x in (operands if of_tangents else operands[:3]) if x is not None]
 
 
-def _save_value(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, key_lengths, ctx.scale, ctx.causal = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, key_lengths)
-
-
-def _differentiate_value(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return (None,) * 6
-    q, k, v, output, log_sum_exp, key_lengths = ctx.saved_tensors
-    gradients = attention_backward(
-        gradient,
-        None,
-        q,
-        k,
-        v,
-        None,
-        None,
-        None,
-        output,
-        None,
-        log_sum_exp,
-        None,
-        key_lengths,
-        ctx.scale,
-        ctx.causal,
-    )
-    return *gradients, None, None, None
-
-
-def _save_dual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    """Save the same twelve tensors for both operators; without tangents, some are None."""
     *operands, key_lengths, ctx.scale, ctx.causal = inputs
-    ctx.mark_non_differentiable(*output[2:])
+    if len(operands) == 3:
+        operands, output = [*operands, None, None, None], (output[0], None, output[1], None)
+    ctx.mark_non_differentiable(*(x for x in output[2:] if x is not None))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*operands, *output, key_lengths)
 
 
-def _differentiate_dual(
-    ctx: Any, gradient: Tensor | None, tangent_gradient: Tensor | None, *_: None
+def _differentiate(
+    ctx: Any, gradient: Tensor | None, tangent_gradient: Tensor | None, *of_rows: None
 ) -> tuple[Tensor | None, ...]:
+    """Backward of both operators. For `attention_value`, the second output has no gradient."""
+    count = 6 if of_rows else 3
     if gradient is None and tangent_gradient is None:
-        return (None,) * 9
+        return (None,) * (count + 3)
     *operands, output, output_tangent, log_sum_exp, mean, key_lengths = ctx.saved_tensors
     found = iter(
         attention_backward(
@@ -199,16 +173,18 @@ def _differentiate_dual(
             output,
             output_tangent,
             log_sum_exp,
-            mean if mean.numel() else None,
+            None if mean is None or not mean.numel() else mean,
             key_lengths,
             ctx.scale,
             ctx.causal,
         )
     )
     last = 6 if tangent_gradient is not None else 3
-    gradients = [None if x is None or place >= last else next(found) for place, x in enumerate(operands)]
+    gradients = [
+        None if x is None or place >= last else next(found) for place, x in enumerate(operands[:count])
+    ]
     return *gradients, None, None, None
 
 
-attention_value.register_autograd(_differentiate_value, setup_context=_save_value)
-attention_dual.register_autograd(_differentiate_dual, setup_context=_save_dual)
+attention_value.register_autograd(_differentiate, setup_context=_save)
+attention_dual.register_autograd(_differentiate, setup_context=_save)

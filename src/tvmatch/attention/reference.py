@@ -1,4 +1,4 @@
-"""Softmax attention on (value, tangent) in plain PyTorch: any device and precision, the oracle for kernels.
+"""Softmax attention on (value, tangent) in plain PyTorch; the tests compare the kernels with it.
 
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """
@@ -22,29 +22,31 @@ def attention_reference(
 ) -> Dual:
     """O = P V with P = softmax(S), S = α Q Kᵀ, and its tangent Ȯ = Ṗ V + P V̇.
 
-    Ṡ = α (Q̇ Kᵀ + Q K̇ᵀ), μ_i = Σ_j P_ij Ṡ_ij, Ṗ = P ∘ (Ṡ − μ). A hidden key has S = −∞, so P = Ṗ = 0; a
-    query with no keys has P = 0 throughout. The N × M matrices are held in memory. Half precision is computed
-    in float32 and rounded at the end.
-
-    The arguments are not checked here: `attention` does that.
+    Ṡ = α (Q̇ Kᵀ + Q K̇ᵀ), μ_i = Σ_j P_ij Ṡ_ij, Ṗ = P ∘ (Ṡ − μ). A masked key has S = −∞, so P = Ṗ = 0; a
+    query without keys has P = 0. Stores the N × M matrices. Half-precision inputs are computed in float32 and
+    the result is rounded. The arguments are not checked; `attention` checks them.
 
     Args:
         q: (B, H, N, D).
         k: (B, H, M, D).
-        v: (B, H, M, D). Keys and values must be finite also where they are hidden.
-        scale: α, by default D^(−1/2).
-        causal: query i sees the keys j ≤ i alone, whatever N and M.
-        key_lengths: integers (B,) in 0 … M; the keys from there on are hidden. None: all are seen.
+        v: (B, H, M, D). Masked keys and values must be finite, too.
+        scale: α. Default: D^(−1/2).
+        causal: query i attends only to keys j ≤ i, for any N and M.
+        key_lengths: integers (B,) in 0 … M; later keys are masked. None: no key is masked.
 
     Returns:
-        (B, H, N, D) in the precision of q; the tangent is None if all three tangents are.
+        (B, H, N, D) in the dtype of q; the tangent is None if all three tangents are.
     """
     scale = 1 / math.sqrt(q.value.shape[-1]) if scale is None else scale
     dtype = q.value.dtype
     precision = torch.promote_types(dtype, torch.float32)
     q, k, v = (linear_map(lambda x: x.to(precision), x) for x in (q, k, v))
 
-    probabilities = _softmax(scale * (q.value @ k.value.mT), causal, key_lengths)
+    masked = None
+    if key_lengths is not None:
+        positions = torch.arange(k.value.shape[2], device=k.value.device)
+        masked = positions >= key_lengths.to(torch.int64)[:, None, None, None]
+    probabilities = masked_softmax(scale * (q.value @ k.value.mT), causal, masked)
     output = probabilities @ v.value
 
     tangent = None if v.tangent is None else probabilities @ v.tangent
@@ -57,26 +59,23 @@ def attention_reference(
     return linear_map(lambda x: x.to(dtype), Dual(output, tangent))
 
 
-def _softmax(scores: Tensor, causal: bool, key_lengths: Tensor | None) -> Tensor:
-    """P of shape (B, H, N, M): softmax over the keys that are not hidden."""
-    if not causal and key_lengths is None:
-        return scores.softmax(-1)
-    queries, keys = scores.shape[-2:]
-    hidden = torch.zeros(queries, keys, dtype=torch.bool, device=scores.device)
+def masked_softmax(scores: Tensor, causal: bool, masked: Tensor | None) -> Tensor:
+    """Softmax over the keys that are not masked; zero in a row where all are.
+
+    Args:
+        scores: (..., N, M).
+        causal: mask the keys j > i of query i.
+        masked: bool, of a shape that broadcasts to the scores'; True for a masked key.
+    """
     if causal:
-        hidden = ~hidden.logical_not().tril()
-    if key_lengths is not None:
-        positions = torch.arange(keys, device=scores.device)
-        hidden = hidden | (positions >= key_lengths.to(torch.int64)[:, None, None, None])
-    return softmax_of_visible(scores, hidden)
-
-
-def softmax_of_visible(scores: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax over the keys that are not hidden; zero in a row where all are."""
-    # A softmax of −∞ alone is NaN, and 0 · NaN stays NaN in its gradient: rows without keys are left as they
-    # are, which is finite, and cleared afterwards.
-    empty = hidden.all(-1, keepdim=True)
-    return scores.masked_fill(hidden & ~empty, -math.inf).softmax(-1).masked_fill(empty, 0.0)
+        later = ~torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        masked = later if masked is None else later | masked
+    if masked is None:
+        return scores.softmax(-1)
+    # The softmax of a row of −∞ is NaN, and its gradient is NaN even after multiplication by 0. Rows without
+    # keys therefore keep their finite scores here, and are set to zero afterwards.
+    empty = masked.all(-1, keepdim=True)
+    return scores.masked_fill(masked & ~empty, -math.inf).softmax(-1).masked_fill(empty, 0.0)
 
 
 def _scores_tangent(q: Dual, k: Dual) -> Tensor | None:

@@ -1,15 +1,13 @@
-"""Operators whose forward-mode rule is wrong without a word: refused by name where a tangent meets them.
+"""Operators whose forward-mode rule in PyTorch is silently wrong: calls with a tangent raise an error.
 
-Found by comparing every operator in PyTorch's own table of sample inputs (`torch.testing`'s `op_db`, 2.13)
-with finite differences, the tangent and the gradient through it, and by reading the table of derivatives that
-comes with PyTorch:
-- rules that treat what the operator saved (a factorisation, the statistics of a batch) as constant: the
-  tangent is right, gradients through it and second tangents are not;
+Found by comparing tangents, and gradients through them, of all operators in `torch.testing`'s `op_db` (2.13)
+with finite differences, and by reading PyTorch's table of derivatives:
+
+- rules that treat saved results (a factorisation, batch statistics) as constants: the tangent is correct,
+  gradients through it and second tangents are not;
 - wrong rules: `cholesky_inverse`, `triangular_solve`;
 - no rule, and a tangent of zero: Bessel and Airy functions, products by `scatter_reduce`, float8 products,
-  and operators registered with `torch.library`, which have no way to bring a rule.
-
-All else that PyTorch cannot differentiate raises by itself.
+  and operators registered with `torch.library`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,11 +26,11 @@ from torch.overrides import TorchFunctionMode
 
 _GRADIENTS = "PyTorch's gradients through its tangent are wrong"
 _TANGENT = "PyTorch's tangent of it is wrong"
-_ZERO = "PyTorch has no derivative of it and would take the tangent to be zero"
+_ZERO = "PyTorch has no derivative of it and would return a tangent of zero"
 
 
 class _Refusal(NamedTuple):
-    """Why, what to use instead, and of which calls."""
+    """Why calls are refused, what to use instead, and which calls are concerned."""
 
     reason: str
     instead: str
@@ -55,7 +53,7 @@ _SOLVE = _Refusal(_GRADIENTS, "use torch.linalg.lu_solve(*torch.linalg.lu_factor
 _HOUSEHOLDER = _Refusal(_GRADIENTS, "use torch.linalg.qr, or products with I − τ v vᵀ")
 _BATCH = _Refusal(_GRADIENTS, "use group_norm or layer_norm", _is_training)
 _ALWAYS_BATCH = _BATCH._replace(concerns=lambda arguments, options: True)
-_NO_RULE = _Refusal(_ZERO, "write it with other functions, or detach its input where zero is meant")
+_NO_RULE = _Refusal(_ZERO, "write it with other functions, or detach its input if zero is meant")
 
 _OPERATORS = (OpOverload, OpOverloadPacket)
 
@@ -97,12 +95,12 @@ _REFUSED_NAMES: dict[str, _Refusal] = {
 }
 
 
-# The stand-in for layer norm does not reach it there.
+# In TorchScript layer norm cannot be replaced.
 _REFUSED_IN_SCRIPTS = _REFUSED_NAMES | {"layer_norm": _REFUSED_NAMES["native_layer_norm"]}
 
 
 def _spellings(name: str) -> Iterator[Callable[..., Any]]:
-    """All that Python calls an operator by: a function, a method, an operator and its overloads."""
+    """All Python callables of an operator: function, method, operator and its overloads."""
     for owner in (torch, torch.Tensor, torch._C._linalg, torch._C._special):  # type: ignore[attr-defined]
         if hasattr(owner, name):
             yield getattr(owner, name)
@@ -116,10 +114,10 @@ _REFUSED = {function: refusal for name, refusal in _REFUSED_NAMES.items() for fu
 
 
 class RefuseWrongDerivatives(TorchFunctionMode):
-    """Sees every call of PyTorch's functions and methods, whatever name it is made by.
+    """Replaces or refuses calls of PyTorch's functions and methods, whatever name they are called by.
 
     Args:
-        stand_ins: functions that are called in place of others.
+        stand_ins: replacement of each function.
     """
 
     def __init__(self, stand_ins: dict[Callable[..., Any], Callable[..., Any]]) -> None:
@@ -145,20 +143,20 @@ class RefuseWrongDerivatives(TorchFunctionMode):
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
         if func is F.multi_head_attention_forward and torch.compiler.is_compiling():
-            # Handed to a graph as a whole it would be traced too late, where no stand-in is seen.
-            torch._dynamo.graph_break("nn.MultiheadAttention in forward mode: not looked into")
+            # The compiler would put it into the graph as one call, in which nothing is replaced.
+            torch._dynamo.graph_break("nn.MultiheadAttention in forward mode: not traced")
         if func in self.stand_ins:
             return self.stand_ins[func](*args, **options)
         if func in _REFUSED:
             _check(func, args, options)
         result = func(*args, **options)
-        if isinstance(func, _OPERATORS) and not _is_pytorchs(func):
+        if isinstance(func, _OPERATORS) and not _is_builtin(func):
             _check_tangent(func, (args, options), result)
         return result
 
 
 def refusing_functions() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
-    """Modules, names and refusing functions for compiled code, where the mode breaks a graph."""
+    """Modules, names and refusing functions for compiled code, where the mode would break the graph."""
     names = [(torch, name) for name in _REFUSED_NAMES]
     for module, prefix in ((torch.linalg, "linalg_"), (torch.special, "special_")):
         names += [(module, name.removeprefix(prefix)) for name in _REFUSED_NAMES if name.startswith(prefix)]
@@ -175,17 +173,17 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_batch_statistics(name: str, *inputs: Tensor | None) -> None:
-    """Raise for a norm by statistics of the batch, where an input carries a tangent.
+    """Refuse a norm with batch statistics if an input carries a tangent.
 
     Raises:
-        NotImplementedError: with `name`, if gradients or second tangents can follow.
+        NotImplementedError: naming `name`, if the tangent may be differentiated.
     """
-    if hides_tangent(inputs) and _can_go_on():
+    if hides_tangent(inputs) and _is_differentiated_again():
         _refuse(f"torch.nn.functional.{name}", _BATCH)
 
 
 def refusing_script(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` of a TorchScript function or method, whose operators no mode sees."""
+    """Wrap `call` of a TorchScript function or method, whose operators a `TorchFunctionMode` does not see."""
 
     def called(script: Any, *arguments: Any, **options: Any) -> Any:
         if forward_ad._current_level >= 0 and hides_tangent((arguments, options)):
@@ -201,16 +199,18 @@ def refusing_script(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scripted_operators(block: Any) -> Iterator[str]:
-    """Names of the refused operators in a TorchScript graph, its branches and loops included."""
+    """Names of the refused operators in a TorchScript graph, including branches and loops."""
     for node in block.nodes():
         namespace, name = node.kind().split("::", 1)
-        # What is known at run time alone, such as a batch norm's `training`, counts as true.
+        # Arguments known only at run time, such as a batch norm's `training`, count as true.
         arguments = [True if (value := x.toIValue()) is None else value for x in node.inputs()]
         refusal = _REFUSED_IN_SCRIPTS.get(name)
         if refusal is None:
             refused = namespace not in ("aten", "prim", "prims")
         else:
-            refused = refusal.concerns(arguments, {}) and (refusal.reason != _GRADIENTS or _can_go_on())
+            refused = refusal.concerns(arguments, {}) and (
+                refusal.reason != _GRADIENTS or _is_differentiated_again()
+            )
         if refused:
             yield name
         for inner in node.blocks():
@@ -218,11 +218,7 @@ def _scripted_operators(block: Any) -> Iterator[str]:
 
 
 def refuse_checkpoint() -> NoReturn:
-    """In place of what `torch.utils.checkpoint.checkpoint` begins with in forward mode.
-
-    One of its forms raises deep inside, the other when gradients are taken: it does not find the tensors of
-    the tangent again.
-    """
+    """Refuse `torch.utils.checkpoint` in forward mode, where PyTorch would fail with an unclear error."""
     raise NotImplementedError(
         "torch.utils.checkpoint does not work inside torch.func.jvp: switch it off (in diffusers by "
         "disable_gradient_checkpointing()), or write the network with tvmatch.dual, whose tangents can be "
@@ -231,11 +227,11 @@ def refuse_checkpoint() -> NoReturn:
 
 
 def hides_tangent(arguments: Any) -> bool:
-    """Whether a tensor among (nested) arguments carries a tangent of the open level of forward mode."""
+    """Whether a tensor in (nested) arguments carries a tangent of the active forward-mode level."""
     if isinstance(arguments, Tensor):
         if forward_ad._current_level < 0:
             return False
-        # The compiler traces no transforms inside forward mode, nor these functions.
+        # The compiler supports neither transforms inside forward mode nor these functions.
         if not torch.compiler.is_compiling() and _is_wrapped_again(arguments):
             with temporarily_pop_interpreter_stack():
                 return hides_tangent(torch._C._functorch.get_unwrapped(arguments))
@@ -246,7 +242,7 @@ def hides_tangent(arguments: Any) -> bool:
 
 
 def _is_wrapped_again(x: Tensor) -> bool:
-    """By a `torch.func.vmap` or `grad` inside forward mode, and no forward mode inside that."""
+    """Whether the innermost transform is a `torch.func.vmap` or `grad` that wraps x."""
     levels = torch._C._functorch
     if not levels.is_functorch_wrapped_tensor(x):
         return False
@@ -258,17 +254,17 @@ def _check(function: Callable[..., Any], arguments: Sequence[Any], options: dict
     refusal = _REFUSED[function]
     if not refusal.concerns(arguments, options) or not hides_tangent((arguments, options)):
         return
-    if refusal.reason != _GRADIENTS or _can_go_on():
+    if refusal.reason != _GRADIENTS or _is_differentiated_again():
         _refuse(function.__name__, refusal)
 
 
 def _refuse(name: str, refusal: _Refusal) -> NoReturn:
-    tangent = ", or torch.no_grad() if the tangent alone is needed" if refusal.reason == _GRADIENTS else ""
+    tangent = ", or torch.no_grad() if only the tangent is needed" if refusal.reason == _GRADIENTS else ""
     raise NotImplementedError(f"{name}: {refusal.reason}; {refusal.instead}{tangent}")
 
 
-def _can_go_on() -> bool:
-    """Whether the tangent can be differentiated again: by reverse mode, or by an outer forward mode."""
+def _is_differentiated_again() -> bool:
+    """Whether the tangent may be differentiated: by reverse mode, or by an outer forward mode."""
     if torch.is_grad_enabled():
         return True
     levels = torch._C._functorch.get_interpreter_stack() or []
@@ -278,23 +274,23 @@ def _can_go_on() -> bool:
 def _explain(function: Callable[..., Any], error: RuntimeError) -> None:
     if "mutate a captured Tensor" in str(error):
         raise NotImplementedError(
-            f"{function.__name__}: a tensor of the model is changed in place, which torch.func.jvp cannot "
-            "follow: running statistics, as batch_norm(training=True) and instance_norm keep them, a "
-            "counter, a cache; call eval() on that layer, use group_norm or layer_norm, or do it outside"
+            f"{function.__name__}: a tensor of the model is changed in place (running statistics of "
+            "batch_norm(training=True) or instance_norm, a counter, a cache), which torch.func.jvp does not "
+            "support; call eval() on that layer, use group_norm or layer_norm, or change it outside"
         ) from error
 
 
-def _is_pytorchs(operator: OpOverload | OpOverloadPacket) -> bool:
+def _is_builtin(operator: OpOverload | OpOverloadPacket) -> bool:
     return operator.__module__.removeprefix("torch._ops.") in ("aten", "prim", "prims")
 
 
 def _check_tangent(operator: OpOverload | OpOverloadPacket, inputs: Any, result: Any) -> None:
-    """Refuse a result without a tangent, unless it is no function of the real numbers that moved."""
+    """Refuse a floating-point result without a tangent if an input carries one."""
     outputs = result if isinstance(result, list | tuple) else (result,)
     outputs = [x for x in outputs if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
     if outputs and hides_tangent(inputs) and not hides_tangent(outputs):
         raise NotImplementedError(
             f"{operator}: an operator registered with torch.library has no forward-mode rule, and PyTorch "
-            "would take its tangent to be zero; write it with PyTorch's functions, or detach its inputs "
-            "where zero is meant"
+            "would return a tangent of zero; write it with PyTorch's functions, or detach its inputs if zero "
+            "is meant"
         )

@@ -1,10 +1,9 @@
-"""PyTorch's call of attention, in forward mode: with masks, dropout, shared heads, any leading dimensions.
+"""`scaled_dot_product_attention` in forward mode: masks, dropout, grouped queries, any leading dimensions.
 
-PyTorch's own unfused path has the forward-mode rules (seen with 2.11 and 2.13) but is not used: gradients
-through its tangent are NaN where a query sees no key, and `torch.nn.attention.sdpa_kernel`, which chooses it,
-does so for every thread of the process.
+PyTorch's unfused attention is not used: it has forward-mode rules (2.11 and 2.13), but gradients through its
+tangent are NaN for a query that attends to no key, and `torch.nn.attention.sdpa_kernel` is global.
 
-This module loads the compiler and is therefore imported only where a level of forward mode is open.
+Importing this module loads the compiler; import it only in forward mode.
 """
 
 import math
@@ -14,24 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tvmatch.attention import forward_mode
-from tvmatch.attention.arguments import MAX_HEAD_DIM
+from tvmatch.attention.arguments import MAX_HEAD_DIM, autocast, autocast_dtype
 from tvmatch.attention.dispatch import attention
-from tvmatch.attention.reference import softmax_of_visible
+from tvmatch.attention.reference import masked_softmax
 from tvmatch.attention.refusals import hides_tangent
 
+# query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool, float | None, bool]
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor:
-    """See `drop_in.scaled_dot_product_attention`, of which these are the arguments."""
-    arguments = query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+
+def attend(*arguments: *Arguments) -> Tensor:
+    """Compute `drop_in.scaled_dot_product_attention`, with the same arguments by position."""
+    query, key, value, attn_mask, dropout_p, *_ = arguments
     if torch.compiler.is_compiling() and not _can_be_traced(query, key, value, attn_mask, dropout_p):
         result: Tensor = _attend_eagerly(*arguments)
         return result
@@ -41,14 +34,14 @@ def attend(
 def _can_be_traced(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float
 ) -> bool:
-    """Whether the compiler sees the tangents, and nothing but plain operators that carry them."""
+    """Whether the compiler sees the tangents, and only operators that have forward-mode rules."""
     if query.device.type == "cuda" and _has_kernel(query, value, attn_mask, dropout_p):
         return False
     return forward_mode.is_single_level() and hides_tangent((query, key, value, attn_mask))
 
 
 def _has_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
-    """Whether `attention` can do it."""
+    """Whether `attention` supports these arguments."""
     same_width = query.shape[-1] == value.shape[-1] <= MAX_HEAD_DIM
     some_positions = query.shape[-2] >= 1 and value.shape[-2] >= 1
     return attn_mask is None and dropout_p == 0 and same_width and some_positions
@@ -64,7 +57,8 @@ def _attend(
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    query, key, value = _cast(query, key, value)
+    dtype = autocast_dtype(query)
+    query, key, value = (autocast(x, dtype) for x in (query, key, value))
     _check_inputs(query, key, value)
     if enable_gqa:
         key, value = _repeat_heads("key", key, query), _repeat_heads("value", value, query)
@@ -74,7 +68,7 @@ def _attend(
         _check_mask(attn_mask, (*batch, query.shape[-2], key.shape[-2]))
     elif _has_kernel(query, value, attn_mask, dropout_p):
         return _attend_fused(query, key, value, batch, is_causal, scale)
-    if _autocast_dtype(query) is None:
+    if dtype is None:
         return _attend_plainly(query, key, value, attn_mask, dropout_p, is_causal, scale)
     with torch.autocast(query.device.type, enabled=False):
         return _attend_plainly(query, key, value, attn_mask, dropout_p, is_causal, scale)
@@ -91,7 +85,7 @@ _attend_eagerly = torch.compiler.disable(
 def _attend_fused(
     query: Tensor, key: Tensor, value: Tensor, batch: torch.Size, is_causal: bool, scale: float
 ) -> Tensor:
-    """`attention`, for any number of leading dimensions: (B, H, N, D) and back."""
+    """`attention`, reshaped for any number of leading dimensions."""
     heads = batch[-1] if batch else 1
 
     def four_dimensional(x: Tensor) -> Tensor:
@@ -112,7 +106,7 @@ def _attend_plainly(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    """softmax(α Q Kᵀ + mask) V; half precision is computed in float32 and rounded at the end."""
+    """softmax(α Q Kᵀ + mask) V; half-precision inputs are computed in float32, and the result is rounded."""
     precision = torch.promote_types(query.dtype, torch.float32)
     scores = scale * (query.to(precision) @ key.to(precision).mT)
     probabilities = _softmax(scores, attn_mask, is_causal)
@@ -122,39 +116,19 @@ def _attend_plainly(
 
 
 def _softmax(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Over the keys that are seen; zero where none is."""
-    if attn_mask is None and not is_causal:
-        return scores.softmax(-1)
-    hidden = torch.zeros(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-    if is_causal:
-        hidden = ~hidden.logical_not().tril()
+    """Softmax over the keys that are not masked; zero in a row where all are."""
+    masked = None
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        hidden = hidden | ~attn_mask
+        masked = ~attn_mask
     elif attn_mask is not None:
         attn_mask = attn_mask.to(scores.dtype)
-        unseen = attn_mask == -math.inf
-        scores = scores + attn_mask.masked_fill(unseen, 0.0)
-        hidden = hidden | unseen
-    return softmax_of_visible(scores, hidden)
-
-
-def _cast(*tensors: Tensor) -> list[Tensor]:
-    """To the precision of autocast, which leaves float64 alone."""
-    dtype = _autocast_dtype(tensors[0])
-    if dtype is None:
-        return list(tensors)
-    return [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    device_type = x.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # meta has none
-        return None
-    return torch.get_autocast_dtype(device_type)
+        masked = attn_mask == -math.inf
+        scores = scores + attn_mask.masked_fill(masked, 0.0)
+    return masked_softmax(scores, is_causal, masked)
 
 
 def _repeat_heads(name: str, x: Tensor, query: Tensor) -> Tensor:
-    """The heads of key or value as often as the query has them."""
+    """Repeat the heads of key or value to the query's number of heads."""
     if min(x.ndim, query.ndim) < 3 or not x.shape[-3] or query.shape[-3] % x.shape[-3]:
         raise ValueError(
             f"{name}: with enable_gqa, a number of heads that divides the query's is needed in the third "
@@ -179,7 +153,7 @@ def _check_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _broadcast(query: Tensor, key: Tensor, value: Tensor) -> torch.Size:
-    """The common leading dimensions."""
+    """The broadcast leading dimensions."""
     try:
         shape: torch.Size = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     except RuntimeError:

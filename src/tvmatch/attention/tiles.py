@@ -1,16 +1,16 @@
-"""Tile sizes of the kernels: a table, so that every run of a machine computes in the same order."""
+"""Tile sizes of the kernels: a fixed table, so that results are reproducible on a kind of GPU."""
 
 from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """What one program works on at a time, and with what.
+    """The tile of one program.
 
     Attributes:
-        queries: rows of Q a tile.
-        keys: rows of K a tile.
-        warps: of 32 threads each.
-        stages: tiles in flight between memory and the matrix units.
+        queries: rows of Q per tile.
+        keys: rows of K per tile.
+        warps: number of warps.
+        stages: number of software-pipeline stages.
     """
 
     queries: int
@@ -20,7 +20,7 @@ class Tile(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One launch of a backward kernel: the gradients it computes, by their operands' names, and its tile."""
+    """One launch of a backward kernel: the names of the gradients that it computes, and its tile."""
 
     gradients: tuple[str, ...]
     tile: Tile
@@ -29,8 +29,7 @@ class Part(NamedTuple):
 class Tiles(NamedTuple):
     """Tiles of the three kernels for one head width; a backward kernel may be launched in several parts.
 
-    More parts repeat some of the products of a tile, but each has fewer accumulators, and so room for larger
-    tiles.
+    More parts repeat some matrix products, but each part has fewer accumulators and can use larger tiles.
     """
 
     forward: Tile
@@ -39,7 +38,7 @@ class Tiles(NamedTuple):
 
 
 def parts(tiles: dict[str, Tile]) -> tuple[Part, ...]:
-    """Launches from the names of their gradients, separated by spaces."""
+    """Parts from a mapping of gradient names, separated by spaces, to tiles."""
     return tuple(Part(tuple(names.split()), tile) for names, tile in tiles.items())
 
 
@@ -48,7 +47,7 @@ _APART = ("q", "q_tangent"), ("k", "v", "k_tangent", "v_tangent")
 
 
 def _apart(forward: Tile, query_gradients: Tile, key_gradients: Tile) -> Tiles:
-    """Every gradient in a launch of its own."""
+    """Launch each gradient separately."""
     of_queries, of_keys = _APART
     return Tiles(
         forward,
@@ -57,11 +56,10 @@ def _apart(forward: Tile, query_gradients: Tile, key_gradients: Tile) -> Tiles:
     )
 
 
-# Half precision on Hopper, with a tangent: tiles that ahead-of-time compilation for sm_90 shows without
-# register spills and without serialised matrix products (at 64, 80, 96 and 128; widths that are no multiple
-# of 16 spill up to some hundred bytes, and D = 256 spills; see benchmarks/registers.py). A
-# product whose left operand lies in shared memory can run at full rate from 64 columns on, hence the large
-# tiles, at D = 128 at the price of products that more launches repeat.
+# Half precision on Hopper, with a tangent. Compiled for sm_90, these tiles have no register spills and no
+# serialised matrix products at D = 64, 80, 96 and 128 (benchmarks/registers.py); widths that are no multiple
+# of 16 spill a few hundred bytes, and D = 256 spills. A product whose left operand is in shared memory needs
+# at least 64 columns to run at full rate, hence the large tiles; at D = 128 they cost repeated products.
 _TANGENT = {
     64: Tiles(Tile(128, 64, 8, 2), parts({_Q: Tile(128, 64, 8, 2)}), parts({_K: Tile(32, 128, 8, 2)})),
     128: Tiles(
@@ -73,32 +71,32 @@ _TANGENT = {
     ),
     256: _apart(Tile(64, 32, 8, 1), Tile(64, 16, 8, 1), Tile(16, 64, 8, 1)),
 }
-# The same for the value alone, which has a third of the matrices.
+# Half precision on Hopper, without a tangent.
 _VALUE = {
     64: Tiles(Tile(128, 128, 8, 2), parts({_Q: Tile(128, 64, 8, 2)}), parts({_K: Tile(64, 128, 8, 2)})),
     128: Tiles(Tile(128, 64, 8, 2), parts({_Q: Tile(128, 64, 8, 2)}), parts({_K: Tile(64, 128, 8, 2)})),
     256: _apart(Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
 }
-# float32 is computed without the matrix units, and spills registers from D = 64 on with a tangent: these
-# tiles spill the least of those tried.
+# float32 does not use the tensor cores. With a tangent it spills registers from D = 64 on; these spill least.
 _SINGLE_PRECISION = _apart(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-# Half precision on GPUs with less shared memory than Hopper's, down to the 99 KB of consumer chips. With a
-# tangent some spill at D = 128.
+# Half precision on GPUs with less shared memory than Hopper, down to the 99 KB of consumer GPUs. With a
+# tangent some tiles spill at D = 128.
 _COMPACT = {
     64: Tiles(Tile(64, 32, 4, 2), parts({_Q: Tile(32, 32, 4, 2)}), parts({_K: Tile(32, 32, 4, 2)})),
     128: _apart(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
     256: _apart(Tile(16, 32, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
-HOPPER_SHARED_MEMORY = 227 * 1024  # bytes that one program may have
+HOPPER_SHARED_MEMORY = 227 * 1024  # bytes per program
 
 
 def tiles_for(
     block_d: int, itemsize: int, *, tangent: bool, shared_memory: int = HOPPER_SHARED_MEMORY
 ) -> Tiles:
-    """The tiles for a padded head width, an element size in bytes, with a tangent or without.
+    """The tiles for a padded head width `block_d` and an element size in bytes.
 
     Args:
-        shared_memory: bytes that a program may have on the GPU in question.
+        tangent: whether there is a tangent.
+        shared_memory: bytes of shared memory that a program can use.
     """
     if itemsize == 4:
         return _SINGLE_PRECISION

@@ -1,4 +1,4 @@
-"""Whether attention and networks compute what they should, on one's own device and in one's own precision."""
+"""Check attention, networks and compilation on a device and in a precision."""
 
 from tvmatch.check.attention import check_attention, obstacle_to_kernels, own_case
 from tvmatch.check.comparison import Comparison, Setting

@@ -1,4 +1,4 @@
-"""Attention in any precision and on any device against PyTorch's own forward mode in float64 on the CPU.
+"""Compare attention with PyTorch's forward mode in float64 on the CPU.
 
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """
@@ -31,14 +31,14 @@ class Case(NamedTuple):
     """One attention.
 
     Attributes:
-        name: for the report.
+        name: name in the report.
         queries: N.
         keys: M.
         head_dim: D.
-        tangents: which of q, k and v have one.
-        causal: keys j ≤ i alone.
-        key_lengths: keys of each batch element, or None for all M.
-        forward_mode: plain tensors inside `torch.func.jvp` instead of Duals.
+        tangents: the inputs among q, k and v that have a tangent.
+        causal: query i attends only to keys j ≤ i.
+        key_lengths: number of keys of each sample; None: all M.
+        forward_mode: use plain tensors inside `torch.func.jvp` instead of Duals.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Case(NamedTuple):
     forward_mode: bool = False
 
 
-# Lengths below and above one tile of the kernels, multiples of a tile and not.
+# Lengths below and above one tile of the kernels, and multiples of a tile or not.
 CASES = (
     Case("self-attention", 64, 64, 64),
     Case("cross-attention, ragged", 37, 150, 64),
@@ -66,11 +66,11 @@ CASES = (
 
 
 class Problem(NamedTuple):
-    """A case's numbers.
+    """The tensors of a case.
 
     Attributes:
-        inputs: q, k and v, then the tangents that there are.
-        cotangents: G of the value and, if there is a tangent, Ġ of it; of the value's shape.
+        inputs: q, k and v, followed by their tangents, if any.
+        cotangents: G of the value and, if there is a tangent, Ġ; of the value's shape.
     """
 
     inputs: list[Tensor]
@@ -78,11 +78,11 @@ class Problem(NamedTuple):
 
 
 def check_attention(setting: Setting, own: Case | None = None) -> list[Comparison]:
-    """Value, tangent and gradients of all inputs, for a few shapes and every backend of the setting.
+    """Check value, tangent and gradients of all inputs, for a few shapes and all backends of the setting.
 
     Args:
         setting: device and precision.
-        own: a case besides, such as that of a network.
+        own: an additional case, such as that of a network.
     """
     cases = CASES if own is None else (*CASES, own)
     comparisons = [
@@ -91,32 +91,32 @@ def check_attention(setting: Setting, own: Case | None = None) -> list[Compariso
         for case in cases
         for comparison in compare(case, setting, backend)
     ]
-    # Where there is no tangent, "auto" takes PyTorch's own kernels.
+    # Without a tangent, "auto" uses PyTorch's kernels.
     return comparisons + compare(CASES[-1], setting, "pytorch")
 
 
 def obstacle_to_kernels(setting: Setting) -> str | None:
-    """Why the fused kernels cannot serve the setting, or None."""
-    from tvmatch.attention.operators import unusable  # here, because it loads Triton
+    """Why the fused kernels do not support the setting; None if they do."""
+    from tvmatch.attention.operators import unusable  # imported here because it loads Triton
 
     obstacle: str | None = unusable(setting.device, setting.dtype)
     return obstacle
 
 
 def backends(setting: Setting) -> tuple[str, ...]:
-    """What may compute attention with a tangent here: the first is what "auto" takes."""
+    """The backends that support tangents in this setting; the first one is the choice of "auto"."""
     if obstacle_to_kernels(setting) is not None:
         return ("reference",)
     return ("triton",) if setting.device.type == "cuda" else ("reference", "triton")
 
 
 def compare(case: Case, setting: Setting, backend: str) -> list[Comparison]:
-    """One comparison for each part of the answer."""
+    """One comparison for each of value, tangent and gradients."""
     random = generator(0, "check", case.name)
     problem = _draw(case, setting, random)
     try:
         actual = _answer(case, problem, setting, backend)
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any exception is reported as a failed comparison
         return [failure("attention", case.name, error, backend)]
     exact = _answer(case, problem, EXACT, "exact")
     u = setting.unit_roundoff
@@ -136,7 +136,7 @@ def compare(case: Case, setting: Setting, backend: str) -> list[Comparison]:
 
 
 def _draw(case: Case, setting: Setting, random: torch.Generator) -> Problem:
-    """Standard normal numbers that the precision can hold, on the CPU."""
+    """Draw standard normal tensors, rounded to the setting's dtype, on the CPU."""
     batch = 2 if case.key_lengths is None else len(case.key_lengths)
     lengths = {"q": case.queries, "k": case.keys, "v": case.keys}
 
@@ -150,7 +150,7 @@ def _draw(case: Case, setting: Setting, random: torch.Generator) -> Problem:
 
 
 def _answer(case: Case, problem: Problem, setting: Setting, backend: str) -> dict[str, Tensor]:
-    """The parts of the answer by name, on the CPU."""
+    """Value, tangent and gradients by name, on the CPU."""
     inputs = [x.detach().to(setting.device, setting.dtype).requires_grad_() for x in problem.inputs]
     cotangents = [x.to(setting.device, setting.dtype) for x in problem.cotangents]
     tangents = dict(zip(case.tangents, inputs[3:], strict=True))
@@ -166,7 +166,7 @@ def _answer(case: Case, problem: Problem, setting: Setting, backend: str) -> dic
         else:
             output = attention(q, k, v, **options)
     parts = {"value": output.value} | ({} if output.tangent is None else {"tangent": output.tangent})
-    # A tangent that is missing, or hangs on no input, has zero gradients: a finding, no reason to stop.
+    # If a tangent is missing or does not depend on the inputs, its gradients are zero.
     given = cotangents[: len(parts)]
     gradients = torch.autograd.grad(list(parts.values()), inputs, given, materialize_grads=True)
     names = [*(f"grad {x}" for x in "qkv"), *(f"grad {x}\u0307" for x in case.tangents)]  # q̇, k̇, v̇
@@ -175,15 +175,15 @@ def _answer(case: Case, problem: Problem, setting: Setting, backend: str) -> dic
 
 
 def exact_attention(q: Dual, k: Dual, v: Dual, *, causal: bool, key_lengths: Tensor | None) -> Dual:
-    """softmax(Q Kᵀ / √D) V as the textbook has it, and its tangent by PyTorch's forward mode.
+    """softmax(Q Kᵀ / √D) V by the definition, and its tangent by PyTorch's forward mode.
 
-    It shares no formula with `tvmatch.attention`: a wrong one there shows in every precision.
+    It shares no formula with `tvmatch.attention`, so an error there is found in every precision.
 
     Args:
         q: (B, H, N, D).
         k: (B, H, M, D).
         v: (B, H, M, D).
-        causal: keys j ≤ i alone.
+        causal: query i attends only to keys j ≤ i.
         key_lengths: (B,), or None for M; without keys the value is zero.
     """
     queries, keys = q.value.shape[2], k.value.shape[2]
@@ -194,7 +194,7 @@ def exact_attention(q: Dual, k: Dual, v: Dual, *, causal: bool, key_lengths: Ten
         kept = kept & (torch.arange(keys, device="cpu") < key_lengths[:, None, None, None])
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Finite, so that a row without keys has no NaN before it becomes zero.
+        # A finite mask value, so that a row without keys contains no NaN before it is set to zero.
         scores = torch.where(kept, q @ k.mT / math.sqrt(q.shape[-1]), -1e30)
         return torch.where(kept, scores.softmax(-1), 0.0) @ v
 
@@ -207,7 +207,7 @@ def exact_attention(q: Dual, k: Dual, v: Dual, *, causal: bool, key_lengths: Ten
 
 
 def own_case(network: nn.Module) -> Case | None:
-    """A network's own self-attention, or None for one without attention."""
+    """The case of a network's self-attention; None for a network without attention."""
     shape = answers_of(network).attention_shape()
     if shape is None:
         return None

@@ -1,10 +1,9 @@
-"""One comparison with float64, and how much it may be off.
+"""Comparison of a result with float64, and its tolerance.
 
-No computation is exact in a precision of unit roundoff u, and how much an error grows on its way depends on
-the computation. So the yardstick is measured: the same answer is computed in float64 once more, from numbers
-that are off by u, each by a random factor in [1 − u, 1 + u]: the inputs, and what every layer of a network
-returns. What that changes is what rounding each of them once costs, and a sound computation stays within a
-small multiple of it.
+The rounding error of a result depends on the computation, so the tolerance is measured: the result is
+computed again in float64, with inputs and the outputs of all layers of a network multiplied by random factors
+in [1 − u, 1 + u], where u is the unit roundoff of the checked precision. The tolerance is a small multiple of
+the change.
 """
 
 import math
@@ -14,18 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A tolerance above this would pass a derivative that has not one right digit.
+# With a larger tolerance a derivative without a single correct digit would pass.
 LARGEST_TOLERANCE = 0.5
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class Setting(NamedTuple):
-    """Where and how a computation runs.
+    """Device and precision of a computation.
 
     Attributes:
         device: of all tensors.
-        dtype: of attention's tensors. A network's weights are float64 for float64 and float32 otherwise;
-            bfloat16 and float16 are autocast, as in training.
+        dtype: of the tensors of attention. The weights of a network are float64 for float64 and float32
+            otherwise; bfloat16 and float16 use autocast, as in training.
     """
 
     device: torch.device
@@ -33,28 +32,26 @@ class Setting(NamedTuple):
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """Of a network's weights and inputs."""
+        """The dtype of a network's weights and inputs."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
     def unit_roundoff(self) -> float:
-        """u, the largest relative error of rounding one number: half of the machine epsilon."""
+        """u, the largest relative rounding error: half of the machine epsilon."""
         return torch.finfo(self.dtype).eps / 2
 
     @property
     def allowance(self) -> int:
-        """How many times the measured change an error may be.
+        """The largest error, as a multiple of the measured change.
 
-        In half precision sums are carried in float32, so the error is that of rounding what goes in and comes
-        out: at most 1.5 times the change in what was measured on a CPU (attention of 16 to 300 keys, networks
-        of 1 to 12 blocks with random and with trained weights). In float32 and float64 every one of the many
-        additions rounds: at most 7.5 times. Devices add in orders of their own, so all get about three times
-        as much.
+        On a CPU errors were at most 1.5 times the change in half precision, where sums are accumulated in
+        float32, and 7.5 times in float32 and float64. The order of summation differs between devices, so
+        about three times as much is allowed.
         """
         return 4 if self.dtype in HALF_PRECISION else 24
 
     def autocast(self) -> torch.autocast:
-        """The precision of a network in this setting."""
+        """The autocast context of a network in this setting."""
         enabled = self.dtype in HALF_PRECISION
         return torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
@@ -63,15 +60,15 @@ EXACT = Setting(torch.device("cpu"), torch.float64)
 
 
 class Comparison(NamedTuple):
-    """A quantity beside the same in float64 or, compiled, beside the same in eager execution.
+    """Comparison of a quantity with float64 or, for compilation, with eager execution.
 
     Attributes:
         subject: "attention", "network" or "compilation".
-        name: what was computed of it.
-        part: the quantity, or what went wrong if there is none.
-        backend: what computed it, where there is a choice.
-        error: relative, ‖actual − exact‖ / ‖exact‖; NaN if there is no answer.
-        tolerance: the largest that is right.
+        name: the case that was computed.
+        part: the quantity, or the error message if it could not be computed.
+        error: relative error ‖actual − exact‖ / ‖exact‖; NaN if it could not be computed.
+        tolerance: the largest accepted error.
+        backend: the backend of attention; otherwise empty.
     """
 
     subject: str
@@ -83,7 +80,7 @@ class Comparison(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance; never with a NaN on either side."""
+        """Whether the error is within the tolerance; False if one of them is NaN."""
         return self.error <= self.tolerance <= LARGEST_TOLERANCE
 
 
@@ -94,7 +91,7 @@ def perturbed(x: Tensor, relative: float, random: torch.Generator) -> Tensor:
 
 
 def relative_error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """‖actual − exact‖ / ‖exact‖ of all tensors together; infinite for another shape or an exact zero."""
+    """‖actual − exact‖ / ‖exact‖ of all tensors together; infinite if shapes differ or `exact` is zero."""
     if [x.shape for x in actual] != [x.shape for x in exact]:
         return math.inf
     pairs = zip(actual, exact, strict=True)
@@ -104,15 +101,15 @@ def relative_error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 
 def tolerance(setting: Setting, perturbed: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """What an error may be in this setting, where roundings by u turn `exact` into `perturbed`.
+    """The largest accepted error in this setting, where rounding by u changes `exact` to `perturbed`.
 
-    The answer itself is rounded too, so u is the least change.
+    The change is taken to be at least u, since the result itself is rounded.
     """
     return setting.allowance * max(relative_error(perturbed, exact), setting.unit_roundoff)
 
 
 def failure(subject: str, name: str, error: Exception, backend: str = "") -> Comparison:
-    """A comparison that raised instead of answering."""
+    """A comparison that failed with an exception."""
     lines = str(error).strip().splitlines() or [""]
-    said = f"{type(error).__name__}: {lines[0]}"
-    return Comparison(subject, name, said, math.nan, math.nan, backend)
+    message = f"{type(error).__name__}: {lines[0]}"
+    return Comparison(subject, name, message, math.nan, math.nan, backend)

@@ -1,4 +1,4 @@
-"""A network in any precision and on any device against float64 on the CPU and finite differences."""
+"""Compare a network and its derivatives with float64 on the CPU and with finite differences."""
 
 import math
 from collections.abc import Callable
@@ -27,15 +27,14 @@ from tvmatch.objectives import TVM, Inputs, Objective
 from tvmatch.seeds import RowDraws, generator
 from tvmatch.trained_model import TrainedModel
 
-# Multiplies the loss. A power of two changes no digit, and float16 keeps gradients that are small.
+# Multiplies the loss: a power of two causes no rounding, and small gradients do not underflow in float16.
 LOSS_SCALE = 2.0**10
-# What central differences in float64 are good for at worst: 1e-11 is usual, but after a few training steps
-# the loss hardly hangs on most weights, and its own rounding left 1e-7.
+# Error of central differences in float64: usually 1e-11, but 1e-7 after a few training steps, of the loss.
 DIFFERENCES = 1e-6
 
 
 class Answer(NamedTuple):
-    """F and ∂_s F (B, ...) at x = noise, and the gradient of the loss by each parameter."""
+    """F and ∂_s F (B, ...) at x = noise, and the gradient of the loss for each parameter."""
 
     value: Tensor
     tangent: Tensor
@@ -43,13 +42,13 @@ class Answer(NamedTuple):
 
 
 def random_model(preset: str) -> TrainedModel:
-    """A DiT of a preset for small images of ten classes, every weight random: zeros hide what is behind.
+    """A DiT of a preset for small images of ten classes, with random weights and no zero-initialised layers.
 
     Weights of linear layers are N(0, 1/fan-in), scales 1 + N(0, 0.3²) and biases N(0, 0.3²).
     """
     names = tuple("0123456789")
     spec = DataSpec("image", (4, 8, 8), names, (0.0,) * 4, (1.0,) * 4)
-    with torch.device("meta"):  # without the initial weights, which take long to draw for a large preset
+    with torch.device("meta"):  # skip the initial weights, which take long to draw for a large preset
         network = DiT(DiTConfig(preset=preset), spec.shape, spec.class_count)
     network.to_empty(device="cpu").fill_buffers()
     random = generator(0, "check", "weights")
@@ -65,24 +64,24 @@ def random_model(preset: str) -> TrainedModel:
 def check_network(
     model: TrainedModel, setting: Setting, objective: Objective | None = None
 ) -> list[Comparison]:
-    """F, ∂_s F and the gradient of the loss, which may go through ∂_s F, with the model's own weights.
+    """Check F, ∂_s F and the gradient of the loss, with the model's weights.
 
-    ∂_s F is compared with finite differences; the gradient with that of a float64 copy on the CPU, and this
-    one with finite differences of the loss. The target network is the network itself.
+    ∂_s F is compared with finite differences, the gradient with that of a float64 copy on the CPU, and the
+    latter with finite differences of the loss. The target network is the network itself.
 
     Args:
-        model: its network stays as it is.
+        model: the model; its network is not changed.
         setting: device and precision.
-        objective: whose loss it is; by default TVM in the model's parameterisation.
+        objective: computes the loss. Default: TVM in the model's parameterisation.
 
     Raises:
-        InputError: if ∂_s F is zero throughout, as in an untrained network.
+        InputError: if ∂_s F is zero everywhere, as in an untrained network.
     """
     try:
         return _compare(model, setting, objective or TVM(scaled=model.scaled))
     except InputError:
         raise
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any exception is reported as a failed comparison
         return [failure("network", "F and its derivatives", error)]
 
 
@@ -90,7 +89,7 @@ def _compare(model: TrainedModel, setting: Setting, objective: Objective) -> lis
     inputs = _draw(model, objective)
     network = deepcopy(model.network).to(setting.device, setting.weights_dtype).requires_grad_()
     actual = _answer(network, objective, inputs, setting)
-    del network  # a large one is a matter of gigabytes
+    del network  # to free its memory
     network = deepcopy(model.network).to(EXACT.device, EXACT.weights_dtype).requires_grad_()
     value, slope = _value_and_slope(network, objective, inputs)
     if not slope.any():
@@ -100,40 +99,32 @@ def _compare(model: TrainedModel, setting: Setting, objective: Objective) -> lis
     exact = _answer(network, objective, inputs, EXACT)
     product, difference = _slopes_of_loss(network, objective, inputs, exact.gradients)
     changed = _changed_answer(network, objective, inputs, setting)
-    return [
-        Comparison(
-            "network",
-            "F",
-            "value",
-            relative_error([actual.value], [value]),
-            tolerance(setting, [changed.value], [exact.value]),
-        ),
-        Comparison(
-            "network",
+    rows = (
+        ("F", "value", [actual.value], [value], tolerance(setting, [changed.value], [exact.value])),
+        (
             "∂_s F, by differences",
             "tangent",
-            relative_error([actual.tangent], [slope]),
+            [actual.tangent],
+            [slope],
             tolerance(setting, [changed.tangent], [exact.tangent]) + DIFFERENCES,
         ),
-        Comparison(
-            "network",
+        (
             "gradient of the loss",
             "gradient",
-            relative_error(actual.gradients, exact.gradients),
+            actual.gradients,
+            exact.gradients,
             tolerance(setting, changed.gradients, exact.gradients),
         ),
-        Comparison(
-            "network",
-            "its float64, by differences",
-            "gradient",
-            relative_error([product], [difference]),
-            DIFFERENCES,
-        ),
+        ("its float64, by differences", "gradient", [product], [difference], DIFFERENCES),
+    )
+    return [
+        Comparison("network", name, part, relative_error(found, expected), allowed)
+        for name, part, found, expected, allowed in rows
     ]
 
 
 def _draw(model: TrainedModel, objective: Objective) -> Inputs:
-    """Standard normal data and noise for two samples, the second with its label dropped (and w = 1)."""
+    """Draw data and noise for two samples, the second with its label dropped and w = 1."""
     draws, rows, count = RowDraws(0, "check"), range(2), model.spec.class_count
     x0 = draws.normal("data", rows, model.spec.shape)
     inputs = objective.draw(x0, Condition(), count, draws, rows)
@@ -146,7 +137,7 @@ def _draw(model: TrainedModel, objective: Objective) -> Inputs:
 
 
 def _cast(inputs: Inputs, setting: Setting) -> Inputs:
-    """The inputs as a network in this setting takes them; labels stay whole numbers."""
+    """Convert the inputs to the device and dtype of the setting; labels keep their dtype."""
 
     def cast(x: Any) -> Any:
         floating = x is not None and x.is_floating_point()
@@ -179,7 +170,7 @@ def _answer(network: nn.Module, objective: Objective, inputs: Inputs, setting: S
 
 
 def _changed_answer(network: nn.Module, objective: Objective, inputs: Inputs, setting: Setting) -> Answer:
-    """In float64, but data, noise and every layer's output are off by u, value and tangent independently."""
+    """In float64, with data, noise and all layer outputs (value and tangent) randomly changed by u."""
     u, random = setting.unit_roundoff, generator(0, "check", "perturbation")
 
     def change(output: Any) -> Any:
@@ -210,7 +201,7 @@ def _central_difference(function: Callable[[float], Tensor], step: float) -> Ten
 
 @torch.no_grad()
 def _value_and_slope(network: nn.Module, objective: Objective, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """F, and ∂_s F from values of F alone."""
+    """F, and ∂_s F by finite differences of F."""
     inputs = _cast(inputs, EXACT)
     t, s = objective.network_times(inputs)
     labels, weight, *_ = inputs.condition
@@ -226,25 +217,25 @@ def _value_and_slope(network: nn.Module, objective: Objective, inputs: Inputs) -
 def _slopes_of_loss(
     network: nn.Module, objective: Objective, inputs: Inputs, gradients: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The loss's derivative along its own gradient, as a scalar product and by differences of the loss.
+    """The derivative of the loss along its gradient, as a scalar product and by finite differences.
 
-    Every parameter moves along its gradient by the same fraction of its length, so that all of them count.
-    What the target network said is held, as the objective's gradient has it.
+    Every parameter moves along its gradient by the same fraction of its norm. The target's outputs are
+    recorded and kept fixed, since the objective's gradient treats them as constants.
     """
     inputs = _cast(inputs, EXACT)
-    said: list[Any] = []
+    outputs: list[Any] = []
 
-    def listen(
+    def recording_target(
         x: Tensor | Dual,
         t: Tensor | Dual,
         s: Tensor | Dual,
         labels: Tensor | None = None,
         guidance_weight: Tensor | None = None,
     ) -> Tensor | Dual:
-        said.append(network(x, t, s, labels, guidance_weight))
-        return said[-1]  # type: ignore[no-any-return]
+        outputs.append(network(x, t, s, labels, guidance_weight))
+        return outputs[-1]  # type: ignore[no-any-return]
 
-    loss = float(_loss(network, listen, objective, inputs))
+    loss = float(_loss(network, recording_target, objective, inputs))
     pairs = list(zip(network.parameters(), gradients, strict=True))
     lengths = [
         float(weight.norm() / gradient.norm()) if gradient.any() else 0.0 for weight, gradient in pairs
@@ -258,10 +249,10 @@ def _slopes_of_loss(
         nonlocal at
         for length, (weight, gradient) in zip(lengths, pairs, strict=True):
             weight.add_(gradient, alpha=(step - at) * length)
-        at, answers = step, iter(said)
-        return _loss(network, lambda *_: next(answers), objective, inputs)
+        at, recorded = step, iter(outputs)
+        return _loss(network, lambda *_: next(recorded), objective, inputs)
 
-    # The loss changes by 1e-4 of itself, far above its rounding, and no parameter by more than that.
+    # Loss and parameters change by at most a fraction of 1e-4, which is far above rounding errors.
     difference = _central_difference(loss_at, 1e-4 / max(1.0, float(product) / loss))
     loss_at(0.0)
     return product, difference

@@ -1,4 +1,4 @@
-"""This process among several: which one it is, what it shares with the others, and how all fail together."""
+"""Several processes: rank and device of this process, small exchanges, and common failure."""
 
 from tvmatch.distributed.failures import ProcessError
 from tvmatch.distributed.launch import (

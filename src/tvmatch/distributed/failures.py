@@ -1,6 +1,5 @@
-"""An exception of one process, for the others to raise."""
+"""Exceptions that one process raises and that the others raise, too."""
 
-import json
 import traceback
 from typing import Any, NamedTuple
 
@@ -13,16 +12,16 @@ _KINDS: dict[str, type[BaseException]] = {
 
 
 class ProcessError(RuntimeError):
-    """Another process has failed by an error that is no user's mistake, or has stopped without a word."""
+    """Another process failed with an unexpected error, or ended."""
 
 
 class Failure(NamedTuple):
-    """An exception as text, since not every exception can be pickled.
+    """An exception as text, since not all exceptions can be pickled.
 
     Attributes:
-        rank: of the process that has raised it.
-        kind: name of the class that others raise, so that all end with the same exit code.
-        arguments: of that class.
+        rank: of the process that raised it.
+        kind: name of the class that the other processes raise; it determines the exit code.
+        arguments: arguments of that class.
         trace: the traceback.
     """
 
@@ -33,10 +32,10 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException, rank: int) -> "Failure":
-        """Of an exception that the process `rank` has raised, or was told of."""
-        told: Failure | None = getattr(error, _FAILURE, None)
-        if told is not None:
-            return told
+        """The failure for an exception of process `rank`, or of the process where it occurred first."""
+        received: Failure | None = getattr(error, _FAILURE, None)
+        if received is not None:
+            return received
         kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), ProcessError.__name__)
         arguments: list[Any] = [str(error)]
         if isinstance(error, InputError | KeyboardInterrupt):
@@ -50,17 +49,8 @@ class Failure(NamedTuple):
         setattr(error, _FAILURE, failure)
         return failure
 
-    @classmethod
-    def read(cls, content: bytes) -> "Failure":
-        """From `content()`."""
-        return cls(*json.loads(content))
-
-    def content(self) -> str:
-        """As JSON."""
-        return json.dumps(self)
-
     def error(self) -> BaseException:
-        """An exception like the one of the other process."""
+        """The exception to raise in another process."""
         error = _KINDS.get(self.kind, ProcessError)(*self.arguments)
         error.add_note(f"In process {self.rank}:\n{self.trace}")
         setattr(error, _FAILURE, self)

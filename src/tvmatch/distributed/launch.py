@@ -1,4 +1,4 @@
-"""What `torchrun` says by environment variables: how many processes there are, and which one this is."""
+"""Rank and number of processes, from the environment variables of `torchrun`."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ import torch
 from tvmatch.errors import InputError
 
 _REPORTED = "_reported_by_another_process"  # an attribute of exceptions
-_REPORTING = 30  # seconds for another process to report an error, before torchrun ends this one
+_REPORTING = 30  # seconds to wait for the process that reports an error, before exiting
 
 
 @dataclass(frozen=True)
 class Position:
-    """One of several processes that share a piece of work; the only one by default.
+    """Rank of a process among several; by default the only one.
 
     Attributes:
         rank: number of this process, from 0.
@@ -27,21 +27,21 @@ class Position:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process has the results and talks to the user."""
+        """Whether this process collects the results and prints to the terminal."""
         return self.rank == 0
 
     def share(self, parts: int) -> range:
-        """Consecutive numbers of 0 … parts − 1 that are this process's; the first has one if there is any."""
+        """This process's consecutive share of 0 … parts − 1; lower ranks get the larger shares."""
         each, more = divmod(parts, self.world_size)
         start = self.rank * each + min(self.rank, more)
         return range(start, start + each + (self.rank < more))
 
 
 def launched() -> Position:
-    """Which process this is; the only one where no variable is set.
+    """The position of this process; the only one if the variables are not set.
 
     Raises:
-        InputError: if the variables are another launcher's.
+        InputError: if the variables have invalid values.
     """
     if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return Position()
@@ -54,23 +54,23 @@ def launched() -> Position:
 
 
 def several() -> bool:
-    """Whether this process is one of several."""
+    """Whether there are several processes."""
     return os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
 
 
 def is_first() -> bool:
-    """Whether this process is the one that talks to the user."""
+    """Whether this process prints to the terminal."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_once(*lines: object) -> None:
-    """Print lines in the first process alone."""
+    """Print lines in the first process only."""
     if is_first():
         print(*lines, sep="\n", flush=True)
 
 
 def device_of_process(name: str) -> str:
-    """The device of this process: the GPU of its LOCAL_RANK, where `name` leaves open which GPU.
+    """The device of this process: the GPU of its LOCAL_RANK if `name` does not specify a GPU.
 
     Raises:
         InputError: if LOCAL_RANK is not a number.
@@ -84,7 +84,7 @@ def device_of_process(name: str) -> str:
 
 
 def refuse_several(what: str) -> None:
-    """Refuse all processes if there are several; the first reports it.
+    """Refuse to run in several processes; the first one reports the error.
 
     Raises:
         InputError: if there are several.
@@ -99,19 +99,19 @@ def refuse_several(what: str) -> None:
 
 
 def leave_report(error: BaseException, *, to_another: bool) -> None:
-    """Say of an error that all processes raise whether another one reports it to the user."""
+    """Mark an error that all processes raise: whether another process prints it."""
     setattr(error, _REPORTED, to_another)
 
 
 def is_reported_by_another(error: BaseException) -> bool:
-    """Whether all processes raise this error and another one reports it to the user."""
+    """Whether another process prints this error."""
     return bool(getattr(error, _REPORTED, False))
 
 
 def leave_last(code: int) -> int:
-    """The exit code of a process whose error another one reports, once that one has had time to.
+    """Wait until another process has reported the error, then return the exit code.
 
-    torchrun ends all processes as soon as one has failed.
+    torchrun ends all processes as soon as one fails.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(code))

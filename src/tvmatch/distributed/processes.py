@@ -1,8 +1,9 @@
-"""Processes that work together: they exchange small tensors, and an exception of one ends all of them.
+"""Processes that exchange small tensors; an exception in one of them ends all.
 
-Messages go through gloo, on the CPU: they are few, and a GPU may have no part in the work.
+Messages use gloo on the CPU: they are few, and the work may not use a GPU.
 """
 
+import json
 import os
 import traceback
 from collections.abc import Iterator
@@ -20,27 +21,27 @@ from tvmatch.distributed.failures import Failure, ProcessError
 from tvmatch.distributed.launch import Position, launched, leave_report, several
 from tvmatch.errors import InputError
 
-_JOINING = timedelta(minutes=10)  # until all processes have started
-_WAITING = timedelta(days=1)  # for the work of another process; one that has died is noticed at once
-_HEARING = timedelta(seconds=5)  # until all have heard of a failure
+_CONNECT_TIMEOUT = timedelta(minutes=10)  # until all processes have started
+_WORK_TIMEOUT = timedelta(days=1)  # for the work of another process; if it ends, gloo fails immediately
+_RECEIVE_TIMEOUT = timedelta(seconds=5)  # until all processes have received a failure
 _FAILED = "failed"  # a key of the store
 _MOST_SIZES = 8
 
 
 @dataclass(frozen=True)
 class Processes(Position):
-    """Processes that talk to each other; every one must call the same methods in the same order.
+    """Connected processes; all must call the same methods in the same order.
 
-    If one has failed or died, the others raise its error, or a `ProcessError`, in place of waiting for it.
+    If one of them fails or ends, the others raise its error or a `ProcessError` instead of waiting for it.
     """
 
-    _connection: "_Connection | None" = None  # of several that are joined
+    _connection: "_Connection | None" = None  # None: a single process
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all processes in the order of their ranks, in the first; in others only its own.
+        """Gather the tensors of all processes in the first one, ordered by rank; others get their own.
 
         Args:
-            tensor: on the CPU, of any shape but of the same type everywhere.
+            tensor: on the CPU; the shape may differ between processes, the dtype may not.
         """
         if self.world_size == 1:
             return [tensor]
@@ -63,27 +64,27 @@ class Processes(Position):
             return gathered
 
     def as_first(self, answer: bool) -> bool:
-        """The first process's `answer`, in all of them."""
+        """Broadcast the `answer` of the first process."""
         if self.world_size == 1:
             return answer
-        told = torch.tensor([int(answer)], device="cpu")
+        broadcast = torch.tensor([int(answer)], device="cpu")
         with self._reached() as group:
-            dist.broadcast(told, 0, group)
-        return bool(told)
+            dist.broadcast(broadcast, 0, group)
+        return bool(broadcast)
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have reached this call."""
         self.raise_any(None)
 
     def raise_any(self, error: BaseException | None) -> None:
-        """Go on when all have come here without an error; else raise that of the lowest rank in all of them.
+        """Wait for all processes; if some have an error, raise the one of the lowest rank in all of them.
 
         Args:
-            error: what has gone wrong in this process, if anything.
+            error: the error of this process, or None.
 
         Raises:
-            BaseException: `error` itself in the process whose it is. In others an `InputError`, `DataError`,
-                `OSError` or `KeyboardInterrupt` like it, or a `ProcessError` that quotes it.
+            BaseException: `error` itself in the process that it comes from. In other processes an equal
+                `InputError`, `DataError`, `OSError` or `KeyboardInterrupt`, or a `ProcessError`.
         """
         failures = [None if error is None else Failure.of(error, self.rank)]
         if self.world_size > 1:
@@ -95,27 +96,13 @@ class Processes(Position):
             raise first.error() if error is None or Failure.of(error, self.rank) != first else error
 
     @contextmanager
-    def fail_together(self) -> Iterator[None]:
-        """A block without collectives that all processes run; if it raises in one, it raises in all.
-
-        Raises:
-            BaseException: see `raise_any`.
-        """
-        error = None
-        try:
-            yield
-        except BaseException as own:
-            error = own
-        self.raise_any(error)
-
-    @contextmanager
     def _reached(self) -> Iterator[dist.ProcessGroup]:
         if self._connection is None or self._connection.group is None:
-            raise RuntimeError("these processes are not joined")
+            raise RuntimeError("these processes are not connected")
         try:
             yield self._connection.group
         except RuntimeError as error:  # gloo: connection closed by peer
-            traceback.clear_frames(error.__traceback__)  # they hold the group, and so its connections
+            traceback.clear_frames(error.__traceback__)  # they keep the group and its connections alive
             raise self._connection.reason() from None
 
 
@@ -123,24 +110,21 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
-    """The processes that `torchrun` has started, joined while the context lasts; else this one alone.
+def joined_processes() -> Iterator[Processes]:
+    """Connect the processes that `torchrun` started, within this context; without torchrun, only this one.
 
-    All leave the context together. An exception in one is raised in the others as well, as soon as they wait
-    for another process or leave. PyTorch's default process group is made for them.
-
-    Args:
-        backend: of the default process group.
+    All processes leave the context together. An exception in one is raised in the others when they wait for
+    another process or leave the context. PyTorch's default process group is initialised with gloo.
 
     Raises:
-        InputError: if RANK and WORLD_SIZE are set, but the processes cannot find each other.
-        BaseException: what has gone wrong in any process, see `Processes.raise_any`.
+        InputError: if RANK and WORLD_SIZE are set, but the processes cannot connect.
+        BaseException: an error of any process, see `Processes.raise_any`.
     """
     if not several():
         yield ALONE
         return
     position = launched()
-    connection = _join(position, backend)
+    connection = _join(position)
     try:
         processes = Processes(position.rank, position.world_size, connection)
         yield processes
@@ -152,14 +136,14 @@ def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
         connection.close()
 
 
-def _join(position: Position, backend: str) -> "_Connection":
+def _join(position: Position) -> "_Connection":
     rank, count = position.rank, position.world_size
     try:
-        store, _, _ = next(iter(rendezvous("env://", rank, count, timeout=_JOINING)))
-        number = store.add(f"joined {rank}", 1)  # a process may join several times
+        store, _, _ = next(iter(rendezvous("env://", rank, count, timeout=_CONNECT_TIMEOUT)))
+        number = store.add(f"joined {rank}", 1)  # a process may connect several times
         store = PrefixStore(f"{number}", store)
-        _meet(store, "here", position, _JOINING)  # gloo would wait for them as long as for their work
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_WAITING)
+        _meet(store, "here", position, _CONNECT_TIMEOUT)  # with a shorter timeout than gloo's
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_WORK_TIMEOUT)
         return _Connection(position, store)
     except (RuntimeError, ValueError) as error:
         raise InputError(
@@ -169,52 +153,50 @@ def _join(position: Position, backend: str) -> "_Connection":
         ) from error
 
 
-def _meet(store: Store, what: str, position: Position, patience: timedelta) -> None:
-    """Wait until all processes have come here; a RuntimeError if one has not."""
+def _meet(store: Store, what: str, position: Position, timeout: timedelta) -> None:
+    """Wait until all processes have called this; raises a RuntimeError after the timeout."""
     store.set(f"{what} {position.rank}", "")
-    store.wait([f"{what} {rank}" for rank in range(position.world_size)], patience)
+    store.wait([f"{what} {rank}" for rank in range(position.world_size)], timeout)
 
 
 class _Connection:
-    """What joins this process with the others: a group for tensors, and a store to say why it stops."""
+    """The connection to the other processes: a group for tensors, and a store for failures."""
 
     def __init__(self, position: Position, store: Store) -> None:
         self._position, self._store = position, store
-        # Not the default group: a network may keep that one, and its connections, after it was destroyed.
-        self.group: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=_WAITING)
+        # Not the default group: a network may keep its connections open after it was destroyed.
+        self.group: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=_WORK_TIMEOUT)
 
     def reason(self) -> BaseException:
-        """Why another process cannot be reached."""
-        with suppress(RuntimeError):  # the first process keeps the store, and may have been killed
+        """The error to raise if another process cannot be reached."""
+        with suppress(RuntimeError):  # the first process hosts the store, and may have been killed
             if self._store.check([_FAILED]):
-                return Failure.read(self._store.get(_FAILED)).error()
+                return Failure(*json.loads(self._store.get(_FAILED))).error()
         return ProcessError(
-            "another process has stopped without a word; it may have been killed for want of memory"
+            "another process ended without an error message; it may have been killed for lack of memory"
         )
 
     def fail(self, own: BaseException) -> BaseException:
         """Announce an exception and close the connections, so that no process waits for this one.
 
         Returns:
-            `own`, or an exception that another process has announced before; all get the same.
+            `own`, or the exception that another process announced first; it is the same in all processes.
         """
         error, rank = own, self._position.rank
         failure = Failure.of(own, rank)
         with suppress(RuntimeError):  # the store is gone
-            first = Failure.read(self._store.compare_set(_FAILED, "", failure.content()))
+            first = Failure(*json.loads(self._store.compare_set(_FAILED, "", json.dumps(failure))))
             if first != failure:
                 failure, error = first, first.error()
             self.close()
-            self._store.set(f"heard {rank}", "")
-            if rank in (0, failure.rank):  # the first process keeps the store
-                with suppress(RuntimeError):  # one was killed, or does not listen while it computes
-                    _meet(self._store, "heard", self._position, _HEARING)
-            # The first process reports it if it has heard of it, else the one that has failed.
-            leave_report(error, to_another=rank != 0 and (rank != failure.rank or self._first_has_heard()))
+            self._store.set(f"received {rank}", "")
+            if rank in (0, failure.rank):  # the first process hosts the store
+                with suppress(RuntimeError):  # a process was killed, or is still computing
+                    _meet(self._store, "received", self._position, _RECEIVE_TIMEOUT)
+            # The first process reports it if it received it in time, otherwise the process that failed.
+            to_first = rank != 0 and (rank != failure.rank or self._store.check(["received 0"]))
+            leave_report(error, to_another=to_first)
         return error
-
-    def _first_has_heard(self) -> bool:
-        return bool(self._store.check(["heard 0"]))
 
     def close(self) -> None:
         """Close the connections."""

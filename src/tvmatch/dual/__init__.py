@@ -1,4 +1,4 @@
-"""Dual numbers: tensors that carry a tangent, and the rule of each operation on them."""
+"""Dual numbers: tensors with a tangent, and the rules of the operations on them."""
 
 from tvmatch.dual.rules import (
     Dual,

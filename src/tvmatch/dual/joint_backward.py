@@ -1,17 +1,16 @@
-"""The rules of `dual.gelu` and `dual.rms_norm`: as formulas, and as functions with a backward of their own.
+"""`dual.gelu` and `dual.rms_norm` with a tangent: as formulas, and as autograd functions.
 
-A formula is what PyTorch can differentiate by itself, as often as it is asked to. Left to it in eager
-execution, it keeps several times as much for the backward pass and takes longer: there an `autograd.Function`
-computes the same in place, keeps little, and computes the gradients of value and tangent together.
+Differentiating a formula by autograd keeps several times as much memory and takes longer than necessary. In
+eager execution an `autograd.Function` therefore computes the same in place, saves little, and computes the
+gradients of value and tangent together.
 
-The formulas serve wherever those functions gain nothing or would be wrong:
+The formula is used where that gains nothing or would be wrong:
 
-- While the code is compiled. The compiler decides itself what is kept, from the graph of both passes. And it
-  must not see such a function: PyTorch 2.11 gives zero gradients where `forward` returns a differentiable
-  tensor that it has changed in place (`return (x * y).mul_(2)`), without a word.
-- Inside transforms of `torch.func`, which may ask for derivatives of any order, or for forward mode.
-- When autograd asks for a graph of `rms_norm`'s backward pass (`create_graph=True`). `gelu` has no inputs
-  left by then: it raises when that graph is differentiated.
+- Under `torch.compile`, which decides itself what to save. PyTorch 2.11 also gives silent zero gradients for
+  functions whose `forward` returns a differentiable tensor that it changed in place.
+- Inside transforms of `torch.func`, which may need higher derivatives or forward mode.
+- In `rms_norm`'s backward pass with `create_graph=True`. `gelu` has not saved its inputs for that: it raises
+  when this graph is differentiated.
 """
 
 import math
@@ -24,21 +23,21 @@ _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
 
 
-def _left_to_pytorch() -> bool:
-    """Whether PyTorch is to see the formula itself."""
+def _use_formula() -> bool:
+    """Whether PyTorch should differentiate the formula itself."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def gelu(x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """x σ(z) with z = 2 √(2/π) (x + 0.044715 x³), and its tangent."""
-    if _left_to_pytorch():
+    if _use_formula():
         return gelu_formula(x, tangent)
     value, tangent, *_ = _GELU.apply(x, tangent)  # type: ignore[no-untyped-call]
     return value, tangent
 
 
 def gelu_formula(x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    """As `gelu`, with tangent [σ + x σ (1 − σ) z′] ẋ."""
+    """`gelu` by formula; the tangent is [σ + x σ (1 − σ) z′] ẋ."""
     square = x * x
     sigmoid = torch.sigmoid(x * (_LINEAR + _CUBIC * square))
     slope = _LINEAR + 3 * _CUBIC * square
@@ -46,11 +45,9 @@ def gelu_formula(x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _GELU(torch.autograd.Function):
-    """`gelu` with a backward in two saved tensors, g′ and g″ ẋ.
+    """`gelu`; the backward pass needs two saved tensors, g′ and g″ ẋ.
 
-    The same mathematics left to autograd, through the double backward of PyTorch's GELU, made a
-    training step on one CPU core 14 % longer (108 ms against 95 ms). With q = σ (1 − σ): g′ = σ + x q z′,
-    g″ = q [2 z′ + x z″ + x (1 − 2 σ) z′²].
+    With q = σ (1 − σ): g′ = σ + x q z′, g″ = q [2 z′ + x z″ + x (1 − 2 σ) z′²].
     """
 
     @staticmethod
@@ -69,18 +66,17 @@ class _GELU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        # As outputs that can be differentiated, so that a derivative of the backward pass comes back here and
-        # is refused. `once_differentiable` refuses it in `.backward()` alone: `torch.autograd.grad` and
-        # `torch.func` then get zeros without a word.
+        # Saved as differentiable outputs, so that differentiating the backward pass calls `backward` with
+        # their gradients, where it is refused. `once_differentiable` would refuse it only in `.backward()`,
+        # and `torch.autograd.grad` and `torch.func` would silently return zeros.
         ctx.save_for_backward(*output[2:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if any(gradient is not None for gradient in gradients[2:]):
             raise RuntimeError(
-                "tvmatch.dual.gelu: the gradient of a gradient (create_graph=True) through a tangent would "
-                "need what is not kept; take it with torch.func.grad, vjp or jacrev, or in a function that "
-                "torch.compile compiles"
+                "tvmatch.dual.gelu: the gradient of a gradient (create_graph=True) through a tangent needs "
+                "tensors that are not saved; use torch.func.grad, vjp or jacrev, or torch.compile"
             )
         cotangents = _filled(*gradients[:2])
         if cotangents is None:
@@ -91,9 +87,9 @@ class _GELU(torch.autograd.Function):
 
 
 def _filled(value: Tensor | None, tangent: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """Cotangents with zeros for an output that was not used; None if neither was.
+    """Both cotangents, with zeros in place of one that is None; None if both are None.
 
-    Left to do it, autograd makes zeros for the outputs that are only saved as well.
+    Autograd's own zeros (`materialize_grads`) would also be allocated for the saved outputs.
     """
     if value is None:
         return None if tangent is None else (torch.zeros_like(tangent), tangent)
@@ -104,10 +100,10 @@ def rms_norm(parts: tuple[Tensor | None, ...], epsilon: float) -> tuple[Tensor, 
     """y ∘ scale + shift with y = r x, and its tangent; see `dual.rms_norm`.
 
     Args:
-        parts: x, ẋ, scale, scale′, shift, shift′, where all but x may be None, but not all three tangents.
+        parts: x, ẋ, scale, scale′, shift, shift′. All but x may be None, but at least one tangent is given.
         epsilon: ε.
     """
-    if _left_to_pytorch():
+    if _use_formula():
         return rms_norm_formula(*parts, epsilon=epsilon)  # type: ignore[arg-type]
     value, tangent, *_ = _RMSNorm.apply(*parts, epsilon)  # type: ignore[no-untyped-call]
     return value, tangent
@@ -123,7 +119,7 @@ def rms_norm_formula(
     *,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """As `rms_norm`, with tangent ẏ ∘ scale + y ∘ scale′ + shift′, ẏ = r (ẋ − y · mean(y ẋ))."""
+    """`rms_norm` by formula; the tangent is ẏ ∘ scale + y ∘ scale′ + shift′, ẏ = r (ẋ − y · mean(y ẋ))."""
     y, inverse_rms = normalize(x, epsilon)
     tangent = None
     if x_tangent is not None:
@@ -141,21 +137,20 @@ def rms_norm_formula(
 
 
 def normalize(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """y = r x and r = (mean x² + ε)^(−1/2) over the last dimension, in float32 at least."""
+    """y = r x and r = (mean x² + ε)^(−1/2) over the last dimension, at least in float32."""
     x = at_least_float32(x)
     inverse_rms = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
     return x * inverse_rms, inverse_rms
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 if it is in half precision."""
+    """x, converted to float32 if it is in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Value and tangent of `rms_norm`, with a backward that keeps its inputs and two numbers a row.
+    """`rms_norm`; saves its inputs and two numbers per row for the backward pass.
 
-    Left to autograd, the same mathematics keeps y, ẏ and what leads to them as well, all in float32.
     With a = mean(y ẋ), cotangents G of y and H of ẏ, and b = mean(y H):
 
         ẋ receives h = r (H − b y)        x receives r [G − b ẏ − a h − y mean(y G + H ẏ)]
@@ -230,7 +225,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _differentiable_gradients(ctx: Any, *cotangents: Tensor) -> list[Tensor | None]:
-    """The gradients of `_RMSNorm`'s tensors as functions of everything that they depend on."""
+    """The gradients of `_RMSNorm` as differentiable functions, for `create_graph=True`."""
     shifts = [None if shape is None else cotangents[0].new_zeros(shape) for shape in ctx.shapes[2:]]
     parts = [*ctx.saved_tensors[:4], *shifts]
 

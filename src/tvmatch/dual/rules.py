@@ -1,11 +1,11 @@
 """Dual numbers: a value and its derivative along one direction, as explicit data.
 
-Every layer of the project is written once as a map Dual → Dual. With tangent None (exactly zero) a
-rule computes the value alone; with a tangent it computes the Jacobian-vector product as ordinary
-tensor arithmetic, which reverse mode, `torch.compile`, hooks and sharding then see like any other.
+Every layer of the project is written once as a map Dual → Dual. With tangent None (exactly zero) a rule
+computes only the value. With a tangent it also computes the Jacobian-vector product, in ordinary tensor
+operations that autograd, `torch.compile`, hooks and sharding support.
 
-For a map y = f(x) the rule is ẏ = (∂f/∂x) ẋ. In the objective the direction is the terminal time s, so
-a tangent is d value / d s (DESIGN: TVM, arXiv 2511.19797, section 4).
+For a map y = f(x) the rule is ẏ = (∂f/∂x) ẋ. In the objective the direction is the terminal time s, so a
+tangent is d value / d s (TVM, arXiv 2511.19797, section 4).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ from tvmatch.dual import joint_backward
 
 
 class Dual(NamedTuple):
-    """A tensor and its derivative in the direction that is being differentiated.
+    """A tensor and its derivative along one direction.
 
     Attributes:
-        value: any floating-point tensor.
-        tangent: of the value's shape and precision, or None for exactly zero.
+        value: a floating-point tensor.
+        tangent: of the value's shape and dtype, or None for exactly zero.
     """
 
     value: Tensor
     tangent: Tensor | None = None
 
-    # As a tuple it would otherwise join, repeat and compare without a word.
+    # The operators of tuples would silently concatenate, repeat and compare.
     def __add__(self, other: object) -> NoReturn:
         raise TypeError("+ would join two Duals as tuples: use tvmatch.dual.add")
 
@@ -56,7 +56,7 @@ class Dual(NamedTuple):
 
 
 def as_dual(x: Tensor | Dual) -> Dual:
-    """`x` itself, or a constant (tangent None) of a plain tensor."""
+    """`x` itself if it is a Dual, otherwise Dual(x) with tangent None."""
     return x if isinstance(x, Dual) else Dual(x)
 
 
@@ -73,16 +73,15 @@ def pointwise(
 
 
 def unbind(x: Dual, dimension: int = 0) -> tuple[Dual, ...]:
-    """The slices along a dimension, as views.
+    """Slices along a dimension, as views.
 
-    The backward of `Tensor.unbind` puts their gradients together once; that of indexing fills a buffer of
-    zeros for every slice.
+    The backward of `Tensor.unbind` stacks the gradients once; that of indexing allocates zeros per slice.
     """
     return _parts(lambda y: _unbind(y, dimension), x)
 
 
 def _unbind(x: Tensor, dimension: int) -> tuple[Tensor, ...]:
-    """As `Tensor.unbind`, of which PyTorch 2.11 compiles no part that the backward pass recomputes."""
+    """`Tensor.unbind`; PyTorch 2.11 cannot compile it in parts that the backward pass recomputes."""
     if torch.compiler.is_compiling():
         return tuple(part.squeeze(dimension) for part in x.split(1, dimension))
     return x.unbind(dimension)
@@ -149,13 +148,12 @@ def linear(x: Dual, weight: Tensor, bias: Tensor | None = None) -> Dual:
     if x.tangent is None:
         return Dual(F.linear(x.value, weight, bias))
     if x.value.device.type == "cpu" and not torch.compiler.is_compiling():
-        # One product of twice the rows takes a CPU as long as two, and the copies that it needs come on top:
-        # together 2 to 3 % of an eager training step. The compiler does without them.
+        # On a CPU one product with twice the rows is no faster than two, and in eager mode it needs copies.
         return Dual(F.linear(x.value, weight, bias), F.linear(x.tangent, weight))
     pair = F.linear(torch.stack([x.value, x.tangent]), weight)
     if bias is not None:
-        # One sum for both, since a view of the product would keep the whole of it in memory. Under autocast
-        # the product is in half precision, and so is the sum when `F.linear` adds the bias.
+        # One sum for both: a view of the product would keep all of it in memory. Under autocast the sum is in
+        # half precision, as in `F.linear`.
         biases = torch.stack([bias, torch.zeros_like(bias)]).to(pair.dtype)
         pair = pair + biases.reshape(2, *[1] * (pair.ndim - 2), -1)
     return Dual(*_unbind(pair, 0))
@@ -182,13 +180,13 @@ def rms_norm(x: Dual, epsilon: float = 1e-6, *, scale: Dual | None = None, shift
     """y ∘ scale + shift, where y = r x, r = (mean x² + ε)^(−1/2) over the last dimension.
 
     Its tangent is ẏ ∘ scale + y ∘ scale′ + shift′ with ẏ = r (ẋ − y · mean(y ẋ)). Near x = 0 the slope is
-    ε^(−1/2), so half-precision inputs are computed and returned in float32.
+    ε^(−1/2), so half-precision inputs are computed, and the result is returned, in float32.
 
     Args:
         x: (..., C).
         epsilon: ε.
-        scale: of a shape that broadcasts to x's; None is 1.
-        shift: likewise; None is 0.
+        scale: broadcasts to x's shape; None is 1.
+        shift: broadcasts to x's shape; None is 0.
     """
     parts = (*x, *(scale or (None, None)), *(shift or (None, None)))
     if all(tangent is None for tangent in parts[1::2]):

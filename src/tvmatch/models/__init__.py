@@ -1,4 +1,4 @@
-"""Networks F_θ(x, t, s, c, w) that carry a tangent."""
+"""Networks F_θ(x, t, s, c, w) with Jacobian-vector products."""
 
 from tvmatch.models.base import Addition, AttentionShape, BaseNetwork
 from tvmatch.models.dit import PRESETS, DiT, DiTConfig

@@ -28,7 +28,7 @@ from tvmatch.models.layers import (
 
 
 class DiTSize(NamedTuple):
-    """The four numbers that name a DiT."""
+    """The sizes of a DiT."""
 
     hidden_size: int
     depth: int
@@ -51,17 +51,17 @@ class DiTConfig:
     """Size and switches of a DiT.
 
     Attributes:
-        preset: tiny/2, mini/2, S/2, B/2, L/2 or XL/2 gives the four sizes below.
+        preset: tiny/2, mini/2, S/2, B/2, L/2 or XL/2 sets the four sizes below.
         hidden_size: C; overrides the preset's.
         depth: number of blocks; overrides the preset's.
         heads: attention heads, a divisor of hidden_size; overrides the preset's.
         patch_size: p, a divisor of the image's height and width; overrides the preset's.
-        mlp_ratio: hidden width of a block's MLP over hidden_size.
-        time_frequencies: sinusoid pairs of each time embedding.
-        rms_norm: RMSNorm without parameters in the blocks; false: LayerNorm without parameters.
+        mlp_ratio: hidden width of a block's MLP, relative to hidden_size.
+        time_frequencies: number of sine-cosine pairs of each time embedding.
+        rms_norm: use RMSNorm without parameters in the blocks; false: LayerNorm without parameters.
         qk_norm: RMSNorm of queries and keys.
         modulation_norm: RMSNorm of each modulation vector.
-        spectral_init: linear weights of largest singular value 1; false: DiT's Xavier-uniform.
+        spectral_init: linear weights with largest singular value 1; false: DiT's Xavier-uniform.
         time_embedding_init: spectral like the other weights, or normal, N(0, 0.02²).
         guidance_embedding: condition the network on 1/w.
 
@@ -94,11 +94,10 @@ class DiTConfig:
             )
 
     def size(self) -> DiTSize:
-        """The sizes, from the preset and what overrides it.
+        """The sizes: those of the preset, unless a field overrides them.
 
         Raises:
-            InputError: for an unknown preset, a missing or non-positive size, or heads that do not divide
-                hidden_size.
+            InputError: for an unknown preset, or sizes that are missing, not positive or indivisible.
         """
         if self.preset is not None and self.preset not in PRESETS:
             raise InputError("network.preset", f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
@@ -127,7 +126,7 @@ def _modulated(norm: Callable[..., Dual], x: Dual, shift: Dual, scale: Dual) -> 
 
 
 class DiTBlock(nn.Module):
-    """x + ĉ₁ ∘ Attn(norm(x) ∘ (1 + â₁) + b̂₁), then likewise the MLP; the condition gives the six vectors."""
+    """x + ĉ₁ ∘ Attn(norm(x) ∘ (1 + â₁) + b̂₁), then the same with an MLP; six vectors from the condition."""
 
     def __init__(self, size: DiTSize, config: DiTConfig) -> None:
         super().__init__()
@@ -152,7 +151,7 @@ class DiT(ConditionedNetwork):
         config: sizes and switches.
         shape: (channels, height, width), the last two multiples of the patch size.
         class_count: number of classes K; 0 for an unconditional network.
-        seed: of the initial weights (see `init_weights`). Built on the meta device, it has none yet.
+        seed: of the initial weights, see `init_weights`; on the meta device no weights are drawn.
 
     Raises:
         InputError: if a size is missing, out of range, or does not divide another.
@@ -170,7 +169,7 @@ class DiT(ConditionedNetwork):
         self.patch_size = size.patch_size
         self.grid = (height // size.patch_size, width // size.patch_size)
         self.norm = dual.rms_norm if config.rms_norm else dual.layer_norm
-        with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator
+        with torch.device("meta"):  # skip the initialisation of PyTorch's layers
             self._add_layers(size, config)
         if allocate(self):
             self.init_weights(seed)
@@ -179,7 +178,7 @@ class DiT(ConditionedNetwork):
     def check(
         cls, config: DiTConfig, shape: tuple[int, ...] | None = None, size_name: str | None = None
     ) -> None:
-        """Refuse sizes that are missing or do not divide another; see `BaseNetwork.check`."""
+        """Check that all sizes are given and divide each other as needed; see `BaseNetwork.check`."""
         patch_size = config.size().patch_size
         if shape is not None and len(shape) != 3:
             raise InputError(
@@ -192,17 +191,17 @@ class DiT(ConditionedNetwork):
 
     @classmethod
     def takes_guidance_weight(cls, config: DiTConfig) -> bool:
-        """With an embedding of 1/w."""
+        """Whether there is an embedding of 1/w."""
         return config.guidance_embedding
 
     def architecture(self) -> dict[str, Any]:
-        """Sizes and switches, but neither how the sizes were given nor how the weights began."""
+        """Sizes and switches, without the preset and the initialisation."""
         values = asdict(self.config) | self.config.size()._asdict()
-        began = ("preset", "spectral_init", "time_embedding_init")
-        return {name: value for name, value in values.items() if name not in began}
+        omitted = ("preset", "spectral_init", "time_embedding_init")
+        return {name: value for name, value in values.items() if name not in omitted}
 
     def attention_shape(self) -> AttentionShape:
-        """A token a patch."""
+        """One token per patch."""
         return AttentionShape(math.prod(self.grid), self.positions.shape[-1] // self.config.size().heads)
 
     def _add_layers(self, size: DiTSize, config: DiTConfig) -> None:
@@ -221,14 +220,12 @@ class DiT(ConditionedNetwork):
         self.head = Linear(size.hidden_size, patch_values)
 
     def init_weights(self, seed: int | None = None) -> None:
-        """Write the initial parameters and the fixed positions in place, for example after `to_empty`.
+        """Set the initial parameters and the fixed positions in place, for example after `to_empty`.
 
-        AdaLN and the head start at zero. Each other parameter is a function of `seed` and its name, on every
-        device and in every precision.
+        Modulations and head start at zero. Other parameters depend only on `seed` and their names.
 
         Args:
-            seed: a non-negative integer; by default one from PyTorch's global generator, so that
-                `torch.manual_seed` makes it repeat.
+            seed: a non-negative integer. Default: drawn from PyTorch's global generator.
         """
         modulation = [module.project for module in self.modules() if isinstance(module, Modulation)]
         initialize(
@@ -241,7 +238,7 @@ class DiT(ConditionedNetwork):
         self.fill_buffers()
 
     def fill_buffers(self) -> bool:
-        """Write the fixed positions, which a network from the meta device does not hold yet."""
+        """Fill the buffer of fixed positions."""
         self.positions.copy_(position_table(*self.grid, self.positions.shape[-1]))
         return True
 
@@ -259,15 +256,15 @@ class DiT(ConditionedNetwork):
             x: (B, channels, height, width).
             t: (B,) starting times in [0, 1].
             s: (B,) terminal times, s ≤ t.
-            labels: int64 (B,) in 0 … K, K for the dropped label; None drops all.
+            labels: int64 (B,) in 0 … K, K for the dropped label; None drops all labels.
             guidance_weight: (B,) w; None means 1.
 
         Returns:
-            Of x's shape and dtype; a `Dual` if x, t or s is one.
+            F of x's shape and dtype; a `Dual` if x, t or s is one.
 
         Raises:
-            ValueError: if x is not of the network's shape, labels are given to a network without classes, or
-                left out for one that was trained without dropped labels.
+            ValueError: if x has another shape than the network's, labels are given to a network without
+                classes, or missing for one that was trained without dropped labels.
         """
         has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
         x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)

@@ -17,7 +17,7 @@ from tvmatch.models.base import Addition, BaseNetwork
 
 
 class Linear(nn.Linear):
-    """x Wᵀ + b on a Dual of shape (..., in_features)."""
+    """x Wᵀ + b for a Dual of shape (..., in_features)."""
 
     def forward(self, x: Dual) -> Dual:  # type: ignore[override]
         """(..., in_features) to (..., out_features)."""
@@ -25,10 +25,10 @@ class Linear(nn.Linear):
 
 
 class TimeEmbedding(nn.Module):
-    """A scalar as a vector: Linear–SiLU–Linear of [cos(τ ω), sin(τ ω)], ω_i = 10000^(−i/n), i = 0 … n − 1.
+    """Embedding of a scalar: Linear–SiLU–Linear of [cos(τ ω), sin(τ ω)], ω_i = 10000^(−i/n), i = 0 … n − 1.
 
-    The features are computed in float64 and the layers run outside autocast: low precision in the time
-    path is a known cause of NaNs in this family of models.
+    The features are computed in float64 and the layers run outside autocast: low precision in time embeddings
+    is a known cause of NaNs in such models.
     """
 
     def __init__(self, hidden_size: int, frequency_count: int) -> None:
@@ -38,7 +38,7 @@ class TimeEmbedding(nn.Module):
         self.project = Linear(hidden_size, hidden_size)
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """ω of shape (n,); made anew each time, since a buffer would be rounded by `Module.float()`."""
+        """ω, float64 (n,). Not a buffer, which `Module.float()` would round."""
         exponents = torch.arange(self.frequency_count, dtype=torch.float64, device=device)
         return torch.exp(exponents * (-math.log(10_000) / self.frequency_count))
 
@@ -61,7 +61,7 @@ class TimeEmbedding(nn.Module):
 
 
 def position_table(rows: int, columns: int, hidden_size: int) -> Tensor:
-    """Fixed 2-D sin-cos positions, float32 (rows · columns, C) on the CPU.
+    """Fixed 2-D sine-cosine position embeddings, float32 (rows · columns, C) on the CPU.
 
     The first half of the channels comes from the column index, the second from the row index, each
     [sin(i ω), cos(i ω)] with ω_j = 10000^(−j / (C/4)).
@@ -80,14 +80,13 @@ class Conditioning(nn.Module):
 
     Args:
         hidden_size: C.
-        class_count: number of classes K; the table has one more row, the last, for the dropped label.
+        class_count: number of classes K. The embedding table has K + 1 rows, the last for the dropped label.
             0: no table.
         frequency_count: of each time embedding.
-        guidance_embedding: without it the network does not see w.
+        guidance_embedding: if false, the network does not depend on w.
 
     Attributes:
-        label_dropout: whether the row of the dropped label was trained, or is to be. An imported network may
-            have none; then labels must be given.
+        label_dropout: whether the network is trained with dropped labels; if false, labels are required.
     """
 
     def __init__(
@@ -103,16 +102,18 @@ class Conditioning(nn.Module):
 
     @torch.no_grad()
     def without_label_dropout(self) -> None:
-        """Refuse calls without labels from now on; the dropped label's row becomes the classes' mean."""
+        """Require labels from now on; the dropped label's row becomes the mean of the classes."""
         self.label_dropout = False
         if self.label is not None:
             self.label.weight[-1] = self.label.weight[:-1].mean(0)
 
     def forward(self, t: Dual, s: Dual, labels: Tensor | None, guidance_weight: Tensor | None) -> Dual:
-        """t, s, guidance_weight (B,), labels int64 (B,) in 0 … K; None means dropped, or w = 1, for all.
+        """Compute c from t, s and guidance_weight (B,) and labels, int64 (B,) in 0 … K.
+
+        `labels=None` drops all labels, `guidance_weight=None` means 1.
 
         Raises:
-            ValueError: if labels are given and there are no classes, or left out where none was ever dropped.
+            ValueError: if labels are given without classes, or missing without label dropout.
         """
         if labels is not None and self.label is None:
             raise ValueError("labels: the network was built without classes")
@@ -132,9 +133,9 @@ class Conditioning(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`count` modulation vectors from a condition: Linear(SiLU(c)), each through a parameter-free RMSNorm.
+    """`count` modulation vectors of a condition: Linear(SiLU(c)), each with a parameter-free RMSNorm.
 
-    The norm bounds every vector by √C whatever the weights (TVM §4); it is switchable for the ablation.
+    The norm bounds every vector by √C for any weights (TVM §4); `normalized=False` omits it.
     """
 
     def __init__(self, hidden_size: int, count: int, *, normalized: bool) -> None:
@@ -152,7 +153,7 @@ class Modulation(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """The learnable scale, of shape (D,), of an RMSNorm over the head width."""
+    """Learnable scale (D,) of an RMSNorm over the head width."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
@@ -178,9 +179,9 @@ class SelfAttention(nn.Module):
         return self.project(merged)  # type: ignore[no-any-return]
 
     def _heads(self, packed: Dual) -> tuple[Dual, ...]:
-        """(B, N, 3, H, D) to queries, keys and values, each (B, N, H, D) and in the precision they came in.
+        """(B, N, 3, H, D) to queries, keys and values, each (B, N, H, D) in the dtype of the input.
 
-        One norm serves queries and keys, before the transpose, so that its rows lie as they do in memory.
+        Queries and keys are normalised together, before the transpose, where their rows are contiguous.
         """
         if self.query_norm is None or self.key_norm is None:
             return dual.unbind(packed, 2)
@@ -207,7 +208,7 @@ class FeedForward(nn.Module):
 
 
 class ConditionedNetwork(BaseNetwork):
-    """What DiT and MLP have in common: a `Conditioning`, and blocks that it modulates."""
+    """Base of DiT and MLP: a `Conditioning`, and blocks that it modulates."""
 
     takes_dual = draws_from_seed = needs_float32 = True
     label_table = "conditioning.label.weight"
@@ -238,10 +239,7 @@ class ConditionedNetwork(BaseNetwork):
     def modulations(
         self, t: Tensor, s: Tensor, labels: Tensor | None, guidance_weight: Tensor | None
     ) -> Iterator[tuple[str, Tensor]]:
-        """They depend on the condition alone, and are computed anew from it.
-
-        Hooks on parts of a compiled network would not be called.
-        """
+        """Recompute the modulations from the condition, since hooks in a compiled network are not called."""
         activated = dual.silu(self.conditioning(Dual(t), Dual(s), labels, guidance_weight))
         for name, module in self.named_modules():
             if isinstance(module, Modulation):

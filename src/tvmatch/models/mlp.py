@@ -1,4 +1,4 @@
-"""A small network with the interface of the DiT, for vectors such as 2-D points.
+"""MLP: a small network with the interface of the DiT, for vectors such as 2-D points.
 
 Shapes: B batch, C hidden size, d dimension of a point.
 """
@@ -54,7 +54,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(ConditionedNetwork):
-    """F_θ(x, t, s, c, w) for points of shape (d,); arguments as for `DiT`.
+    """F_θ(x, t, s, c, w) for points of shape (d,); the arguments are those of `DiT`.
 
     Raises:
         InputError: if the data are not vectors.
@@ -67,7 +67,7 @@ class MLP(ConditionedNetwork):
         self.check(config, shape)
         (dimension,) = shape
         self.config, self.shape, self.class_count = config, tuple(shape), class_count
-        with torch.device("meta"):  # PyTorch's layers draw initial values, slowly, from its global generator
+        with torch.device("meta"):  # skip the initialisation of PyTorch's layers
             self.conditioning = Conditioning(config.hidden_size, class_count, config.time_frequencies)
             self.embed = Linear(dimension, config.hidden_size)
             self.blocks = nn.ModuleList(MLPBlock(config.hidden_size) for _ in range(config.depth))
@@ -79,18 +79,18 @@ class MLP(ConditionedNetwork):
     def check(
         cls, config: MLPConfig, shape: tuple[int, ...] | None = None, size_name: str | None = None
     ) -> None:
-        """Refuse data that are not vectors."""
+        """Check that the data are vectors; see `BaseNetwork.check`."""
         if shape is not None and len(shape) != 1:
             raise InputError(
                 "network", f"an MLP takes points of shape (d,), got data of shape {tuple(shape)}"
             )
 
     def fill_buffers(self) -> bool:
-        """There are none."""
+        """Nothing to fill."""
         return True
 
     def init_weights(self, seed: int | None = None) -> None:
-        """Write the initial parameters in place, the head's zero; see `DiT.init_weights`."""
+        """Set the initial parameters in place, those of the head to zero; see `DiT.init_weights`."""
         seed = seed_of_process() if seed is None else seed
         initialize(self, seed, spectral=True, time_embedding_std=None, zeroed=[self.head])
 

@@ -1,4 +1,4 @@
-"""The kinds of networks: a name in files, the class of its configuration, the class of the network."""
+"""Registry of networks: kind (the name in files), configuration class, network class."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,7 +18,7 @@ N = TypeVar("N", bound=type[nn.Module])
 
 
 class Kind(NamedTuple):
-    """What belongs to one name."""
+    """A registered network."""
 
     name: str
     config_class: type
@@ -39,31 +39,31 @@ def register_network(kind: str, config_class: type) -> Callable[[N], N]: ...
 def register_network(
     kind: str, config_class: type, network_class: type[nn.Module] | None = None
 ) -> Callable[[N], N] | None:
-    """Make a network known by name, to configurations, checkpoints and the command line.
+    """Register a network under a name for configurations, checkpoints and the command line.
 
         @register_network("residual", ResidualConfig)
         class Residual(nn.Module): ...
 
-    Checkpoints name the kind and hold the configuration's fields. They never import anything: a process that
-    loads one imports the module that registers the kind first (`tvmatch COMMAND --import MODULE`).
+    Checkpoints contain the kind and the configuration's fields. Loading never imports modules: import the
+    module that registers the kind first (`tvmatch COMMAND --import MODULE`).
 
     Args:
         kind: the name, as in model.json.
-        config_class: a dataclass whose fields JSON can hold: numbers, text, booleans, None, lists of them.
-        network_class: constructor and call as in `BaseNetwork`. Left out, the result is a decorator for it.
+        config_class: a dataclass whose fields can be stored as JSON: numbers, strings, booleans, None, lists.
+        network_class: with constructor and `forward` as in `BaseNetwork`. If omitted, returns a decorator.
 
     Raises:
-        InputError: if the kind or the configuration's class belongs to another network already, or the
-            configuration's class is no dataclass or has a field called kind.
+        InputError: if kind or configuration class are already registered for another network, or the
+            configuration class is no dataclass or has a field `kind`.
     """
     if not (isinstance(config_class, type) and is_dataclass(config_class)):
         raise InputError("config_class", f"must be a dataclass, got {config_class!r}")
     if any(field.name == "kind" for field in fields(config_class)):
-        raise InputError("config_class", f"{config_class.__name__} has a field kind, a name that files need")
+        raise InputError("config_class", f"{config_class.__name__} has a field kind, which files reserve")
 
     def register(network_class: N) -> N:
         for other in _KINDS.values():
-            # A module that is reloaded, or a cell of a notebook that is run again, replaces its own.
+            # A reloaded module, or a notebook cell that is run again, replaces its own registration.
             replaced = other.name == kind and _place(other.network_class) == _place(network_class)
             if not replaced and (other.name == kind or other.config_class is config_class):
                 raise InputError(
@@ -99,12 +99,12 @@ def _with_answers(network_class: type[nn.Module]) -> type[BaseNetwork]:
 
 
 def network_kinds() -> tuple[str, ...]:
-    """The names that are registered."""
+    """The registered kinds."""
     return tuple(_KINDS)
 
 
 def config_class_of(kind: str) -> type:
-    """The configuration's class of a kind.
+    """The configuration class of a kind.
 
     Raises:
         NotRegisteredError: if nothing is registered under this name.
@@ -119,7 +119,7 @@ def config_class_of(kind: str) -> type:
 
 
 def kind_of(config: Any) -> str:
-    """The kind that a configuration is of.
+    """The kind of a configuration.
 
     Raises:
         InputError: if its class is not registered.
@@ -128,7 +128,7 @@ def kind_of(config: Any) -> str:
 
 
 def network_class_of(config: Any) -> type[BaseNetwork]:
-    """The class of the networks that a configuration describes; raises as `kind_of`."""
+    """The network class of a configuration; raises like `kind_of`."""
     return _kind_of(config).network_class
 
 
@@ -143,17 +143,17 @@ def _kind_of(config: Any) -> Kind:
 
 
 def describe_config(config: Any) -> dict[str, Any]:
-    """A configuration as plain values, with its kind; `config_from` reads them back."""
+    """Convert a configuration to plain values, including its kind; `config_from` is the inverse."""
     return {"kind": kind_of(config), **asdict(config)}
 
 
 def config_from(content: Mapping[str, Any]) -> Any:
-    """The configuration of a description.
+    """The configuration for the plain values of `describe_config`.
 
     Raises:
         NotRegisteredError: for a kind that is not registered.
         InputError: for values out of range.
-        KeyError, TypeError: if it describes none.
+        KeyError, TypeError: if fields are missing or unknown.
     """
     values = dict(content)
     kind = values.pop("kind")
@@ -170,17 +170,17 @@ def build_network(
     *,
     embedding_size: int | None = None,
 ) -> BaseNetwork:
-    """The network of a configuration, with initial weights in float32 on PyTorch's default device.
+    """Build the network of a configuration, in float32 on PyTorch's default device.
 
     Args:
         config: of a registered class.
         shape: of one element of the data.
         class_count: number of classes K; 0 for an unconditional network.
-        seed: of the initial weights; None leaves it to the network.
-        embedding_size: of the data's embeddings; None for data without.
+        seed: of the initial weights; None: the network chooses.
+        embedding_size: of the embeddings of the data; None for data without embeddings.
 
     Raises:
-        InputError: if its class is not registered, or the network does not fit the data.
+        InputError: if the class of `config` is not registered, or the network does not fit the data.
     """
     cls = network_class_of(config)
     needed = {"labels": f"{class_count} classes"} if class_count else {}
@@ -196,13 +196,13 @@ def build_network(
     if not hasattr(network, "config"):
         network.config = config
     if any(x.is_floating_point() and x.dtype != torch.float32 for x in network.parameters()):
-        network.to(torch.float32)  # whatever PyTorch's default is
+        network.to(torch.float32)  # PyTorch's default dtype may be another
     return network
 
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """PyTorch's global generator on the CPU has this seed meanwhile, and its own state afterwards."""
+    """Seed PyTorch's global CPU generator in this context, and restore its state afterwards."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""Any network of one's own behind the interface of the DiT, through `torch.func.jvp`."""
+"""`JVPNetwork`: any network behind the interface of the DiT, through `torch.func.jvp`."""
 
 import inspect
 from collections.abc import Callable
@@ -11,33 +11,26 @@ from tvmatch.attention import repair_forward_mode
 from tvmatch.dual import Dual, as_dual
 from tvmatch.errors import InputError
 
-# By the name of the class, of which two are only there where PyTorch was built with `torch.distributed`.
-_PARALLEL = {
-    "DataParallel": "DataParallel",
-    "DistributedDataParallel": "DistributedDataParallel",
-    "FullyShardedDataParallel": "FullyShardedDataParallel",
-    "FSDPModule": "fully_shard",
-}
+# Class names: not all of these classes exist if PyTorch was built without `torch.distributed`.
+_PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 _OPTIONAL = ("labels", "guidance_weight", "embeddings", "mask")
 
 
 class JVPNetwork(nn.Module):
-    """Gives `module(x, t, s, …)` the Dual interface that the objective needs.
+    """Gives `module(x, t, s, …)` the `Dual` interface that the objectives need.
 
-    Where an input carries a tangent, the tangent of the output is `torch.func.jvp` of the module; without one
-    the module is simply called, in either case with copies of the inputs that are its own. For the time of
-    the call PyTorch's functions whose forward mode is missing or wrong are replaced (attention, layer and
-    group norm) or refused (batch norm in training, `linalg.solve`, `det`, `torch.utils.checkpoint`, operators
-    registered with `torch.library`, …), so that value, tangent and gradients through the tangent are right,
-    or an error says what is not. `attention.repair_forward_mode` has the list, and what no one can see:
-    `detach`, `.data`, NumPy.
+    If an input carries a tangent, the tangent of the output is computed by `torch.func.jvp`; otherwise the
+    module is called directly. It gets copies of its inputs. During a call with a tangent, PyTorch functions
+    whose forward mode is missing or wrong are replaced (attention, layer and group norm) or refused (batch
+    norm in training, `linalg.solve`, `det`, `torch.utils.checkpoint`, operators registered with
+    `torch.library`, …), so that value, tangent and gradients through the tangent are correct, or an error is
+    raised. `attention.repair_forward_mode` has the list, and what cannot be detected.
 
     Args:
-        module: a callable of (x, t, s) and, if its `forward` names them, `labels`, `guidance_weight`,
-            `embeddings` and `mask`. `labels=None` means the dropped label for all, `guidance_weight=None`
-            means 1. A module without `guidance_weight` is not told w, which is right where it is trained at
-            one constant. A compiled module is called by the names of the module inside.
-            `DistributedDataParallel` belongs around this class, not inside.
+        module: a callable of (x, t, s) and, if its `forward` has arguments of these names, `labels`,
+            `guidance_weight`, `embeddings` and `mask`. `labels=None` drops all labels, `guidance_weight=None`
+            means 1. A module without `guidance_weight` does not get w, which is correct if it is trained at
+            one constant w. `DistributedDataParallel` must be outside of this class, not inside.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -60,37 +53,28 @@ class JVPNetwork(nn.Module):
         Raises:
             TypeError: if labels are given and the module's `forward` has no such argument.
             InputError: with a tangent, if the module is wrapped for data parallelism.
-            NotImplementedError: with a tangent, for what PyTorch gets wrong in forward mode.
+            NotImplementedError: with a tangent, for functions that PyTorch differentiates wrongly.
         """
-        extras = {
-            "labels": labels,
-            "guidance_weight": guidance_weight,
-            "embeddings": embeddings,
-            "mask": mask,
-        }
-        for name in ("labels", "embeddings", "mask"):
-            if extras[name] is not None and name not in self.accepted:
-                raise TypeError(f"{name}: {type(self.module).__name__}.forward has no argument of this name")
         if any(isinstance(argument, Dual) and argument.tangent is not None for argument in (x, t, s)):
             self._expect_no_parallelism()
-        return _call(self.module, (x, t, s), {name: extras[name] for name in self.accepted})
+        optional = (labels, guidance_weight, embeddings, mask)
+        return _call(self.module, type(self.module), self.accepted, (x, t, s), optional)
 
     def _expect_no_parallelism(self) -> None:
-        for module in _unwrapped(self.module):
-            classes = {kind.__name__ for kind in type(module).__mro__}
-            for kind, wrapper in _PARALLEL.items():
-                if kind in classes:
-                    raise InputError(
-                        "module",
-                        f"torch.func.jvp does not go through {wrapper}; wrap the other way round, "
-                        f"{wrapper}(JVPNetwork(network))",
-                    )
+        classes = {cls.__name__ for module in _unwrapped(self.module) for cls in type(module).__mro__}
+        for name in classes.intersection(_PARALLEL):
+            wrapper = "fully_shard" if name == "FSDPModule" else name
+            raise InputError(
+                "module",
+                f"torch.func.jvp does not support {wrapper}; wrap the other way round, "
+                f"{wrapper}(JVPNetwork(network))",
+            )
 
 
 class ThroughJVP:
-    """The same for a class instead of an instance: in front of a class of modules in a subclass's bases.
+    """Mixin that gives a class of modules the interface of `JVPNetwork`, without changing parameter names.
 
-    Parameters keep their names, and the network stays an instance of its class.
+    It must be the first base class.
     """
 
     def forward(
@@ -103,24 +87,13 @@ class ThroughJVP:
         embeddings: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor | Dual:
-        """As `JVPNetwork.forward`."""
-        extras = {
-            "labels": labels,
-            "guidance_weight": guidance_weight,
-            "embeddings": embeddings,
-            "mask": mask,
-        }
-        accepted = optional_arguments(type(self))
-        given = [name for name, value in extras.items() if value is not None and name != "guidance_weight"]
-        unknown = [name for name in given if name not in accepted]
-        if unknown:  # a weight that is the same for all samples need not be an input
-            raise TypeError(f"{unknown[0]}: {type(self).__name__}.forward has no such argument")
-        extras = {name: extras[name] for name in accepted}
-        return _call(super().forward, (x, t, s), extras)  # type: ignore[misc]
+        """See `JVPNetwork.forward`."""
+        optional, kind = (labels, guidance_weight, embeddings, mask), type(self)
+        return _call(super().forward, kind, optional_arguments(kind), (x, t, s), optional)  # type: ignore[misc]
 
 
 def optional_arguments(network_class: type) -> frozenset[str]:
-    """Which of `labels`, `guidance_weight`, `embeddings` and `mask` the class's own `forward` takes."""
+    """The arguments among labels, guidance_weight, embeddings and mask that the class's `forward` has."""
     classes = (cls for cls in network_class.__mro__ if cls is not ThroughJVP and "forward" in vars(cls))
     return _optional(vars(next(classes))["forward"])
 
@@ -133,12 +106,21 @@ def _optional(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def _call(
-    function: Callable[..., Any], inputs: tuple[Tensor | Dual, ...], extras: dict[str, Tensor | None]
+    function: Callable[..., Any],
+    kind: type,
+    accepted: frozenset[str],
+    inputs: tuple[Tensor | Dual, ...],
+    optional: tuple[Tensor | None, ...],
 ) -> Tensor | Dual:
-    """`function` of (x, t, s), through `torch.func.jvp` if one of them has a tangent."""
-    extras = {name: None if value is None else value.clone() for name, value in extras.items()}
+    """Call `function` of the class `kind`, through `torch.func.jvp` if an input has a tangent."""
+    extras = {}
+    for name, value in zip(_OPTIONAL, optional, strict=True):
+        if name in accepted:
+            extras[name] = None if value is None else value.clone()
+        elif value is not None and name != "guidance_weight":  # w may be the same for all samples
+            raise TypeError(f"{name}: {kind.__name__}.forward has no argument of this name")
     arguments = [as_dual(argument) for argument in inputs]
-    # torch.func.jvp refuses tensors that share memory with themselves, such as an expanded time.
+    # torch.func.jvp does not support tensors whose elements share memory, such as an expanded time.
     values = tuple(argument.value.clone() for argument in arguments)
     if all(argument.tangent is None for argument in arguments):
         output = function(*values, **extras)
@@ -153,7 +135,7 @@ def _call(
 
 
 def _unwrapped(module: nn.Module) -> list[nn.Module]:
-    """The module, and what is inside if it passes all arguments on, as `torch.compile` and DDP do."""
+    """The module, and the modules inside wrappers that pass on all arguments (`torch.compile`, DDP)."""
     found = [module]
     while True:
         kinds = {x.kind for x in inspect.signature(found[-1].forward).parameters.values()}

@@ -1,4 +1,4 @@
-"""Training objectives; each sees a network as a callable."""
+"""Training objectives."""
 
 from tvmatch.objectives.base import Inputs, Loss, Objective, draw_condition
 from tvmatch.objectives.flow_matching import FlowMatching, flow_matching_loss

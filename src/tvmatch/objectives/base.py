@@ -1,4 +1,4 @@
-"""What an objective is: options, inputs drawn for rows of a batch, and a loss of named terms."""
+"""`Objective`: options, random inputs for the rows of a batch, and a loss with named terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tvmatch.seeds import RowDraws
 
 
 class Inputs(NamedTuple):
-    """What a loss is evaluated on, each with B rows.
+    """Inputs of a loss, for B samples.
 
     Attributes:
         x0: data (B, ...) in the network's units.
@@ -29,18 +29,18 @@ class Inputs(NamedTuple):
     condition: Condition
 
     def rows(self, which: slice | Tensor) -> "Inputs":
-        """Some of the rows."""
+        """A subset of the rows."""
         times = {name: time[which] for name, time in self.times.items()}
         return Inputs(self.x0[which], self.noise[which], times, self.condition.rows(which))
 
     def to(self, device: torch.device | str) -> "Inputs":
-        """The same on another device."""
+        """The inputs on another device."""
         times = {name: time.to(device) for name, time in self.times.items()}
         return Inputs(self.x0.to(device), self.noise.to(device), times, self.condition.to(device))
 
 
 class Loss(NamedTuple):
-    """A loss (scalar), and its named terms per sample (B,), of which it is the batch mean of the sum."""
+    """A loss (scalar) and its named terms per sample (B,); the loss is the batch mean of their sum."""
 
     loss: Tensor
     terms: Mapping[str, Tensor]
@@ -50,22 +50,20 @@ class Loss(NamedTuple):
 class Objective:
     """A training objective. A subclass is a dataclass whose fields are its options, `--objective.*`.
 
-    Training, its log, the report of what is not finite, pictures, `tvmatch check` and the dry run use an
-    objective through this class alone. `register_objective` gives a subclass the name that options and files
-    know it by.
+    Training, its log, the report of non-finite values, pictures, `tvmatch check` and the dry run use only
+    this interface. `register_objective` gives a subclass its name in options and files.
 
     Attributes:
-        term_times: for each term of the loss the name of the time its values belong to.
-        scaled: whether f(x, t, s) = w (s − t) F, the scaled parameterisation; else (s − t) F.
-        guidance_weight: w that the network is trained for, or a range of them.
+        term_times: name of the time of each term of the loss.
+        scaled: use the scaled parameterisation f(x, t, s) = w (s − t) F; otherwise (s − t) F.
+        guidance_weight: w for which the network is trained, or a range of weights.
         label_dropout: probability of dropping a sample's condition.
-        target_ema: rate of the moving average of the weights that is the target network; 0: there is none,
-            and the target is the network itself.
-        teacher: a checkpoint whose frozen velocity is the target instead; None: there is none.
+        target_ema: rate of the target network's moving average; 0: the target is the network.
+        teacher: a checkpoint whose frozen velocity is the target instead; None: no teacher.
     """
 
     term_times: ClassVar[Mapping[str, str]]
-    # Not annotated, so that a subclass has those as options alone that it declares.
+    # Not annotated, so that they are options only of subclasses that declare them.
     scaled = False
     guidance_weight = cast(Guidance, 1.0)
     label_dropout = 0.0
@@ -73,47 +71,49 @@ class Objective:
     teacher = cast(str | None, None)
 
     def __post_init__(self) -> None:
-        """Check the options, also those that were changed later; raises an InputError."""
+        """Check the options; also called after they were changed. Raises an InputError."""
 
     def draw(self, x0: Tensor, condition: Condition, null_label: int, draws: RowDraws, rows: range) -> Inputs:
-        """The inputs of some rows of a step's batch, on the CPU: a row's are the same in every range.
+        """Draw the inputs for some rows of a step's batch, on the CPU.
+
+        The inputs of a row must not depend on which other rows are drawn.
 
         Args:
             x0: data (len(rows), ...) in the network's units.
-            condition: of the data: labels or embeddings as they are, no weights.
-            null_label: the number of a dropped label.
-            draws: the step's random numbers, addressed by purpose and row.
-            rows: which rows of the batch.
+            condition: labels or embeddings of the data, before dropping, without weights.
+            null_label: the number of the dropped label.
+            draws: the random numbers of the step, by name and row.
+            rows: the rows of the batch.
         """
         raise NotImplementedError
 
     def loss(self, network: Network, target: Network, inputs: Inputs) -> Loss:
-        """The loss of a batch, with gradients by the parameters of `network` alone.
+        """Compute the loss of a batch. Only the parameters of `network` receive gradients.
 
         Args:
             network: F_θ.
             target: F_θ*, a moving average of the network, a teacher, or the network itself.
-            inputs: as `draw` gives them, on the networks' device.
+            inputs: from `draw`, on the networks' device.
         """
         raise NotImplementedError
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Raise an InputError if `draw` gives no time that a term belongs to."""
+        """Raise an InputError if the time of a term is missing in the inputs."""
         for term, time in self.term_times.items():
             if time not in inputs.times:
                 raise InputError(
                     "objective",
-                    f"the term {term} belongs to the time {time}, draw gives {sorted(inputs.times)}",
+                    f"the term {term} has the time {time}, but draw returns {sorted(inputs.times)}",
                 )
 
     def check_loss(self, loss: Loss, count: int) -> None:
-        """Raise an InputError unless a loss of `count` samples is a scalar with the terms of `term_times`."""
+        """Raise an InputError unless the loss is a scalar with the terms of `term_times`, each (count,)."""
         if loss.loss.ndim:
             raise InputError("objective", f"the loss must be a scalar, got shape {tuple(loss.loss.shape)}")
         if loss.terms.keys() != self.term_times.keys():
             raise InputError(
                 "objective",
-                f"the loss has the terms {sorted(loss.terms)}, term_times {sorted(self.term_times)}",
+                f"the loss has the terms {sorted(loss.terms)}, term_times has {sorted(self.term_times)}",
             )
         for name, values in loss.terms.items():
             if values.shape != (count,):
@@ -122,7 +122,7 @@ class Objective:
                 )
 
     def network_times(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """The times (t, s) of the pass in which the network carries a tangent, or else of its first pass."""
+        """The times (t, s) of the pass with a tangent, or of the first pass if none has a tangent."""
         if "t" not in inputs.times:
             raise InputError("objective", f"{type(self).__name__} draws no time t: override network_times")
         t = inputs.times["t"]
@@ -133,22 +133,21 @@ class Objective:
 
         Args:
             conditional: whether the data have classes or embeddings.
-            hint: how they would have, to end the message with.
+            hint: appended to the message; says how the data can have classes.
         """
 
 
 def draw_condition(
     condition: Condition, null_label: int, objective: Objective, draws: RowDraws, rows: range
 ) -> Condition:
-    """Drop conditions and draw guidance weights: w of the objective, 1 where the condition is dropped.
+    """Drop conditions and draw guidance weights; the weight of a dropped condition is 1.
 
     Args:
-        condition: labels or embeddings of the data, of len(rows) samples.
-        null_label: the number of a dropped label.
-        objective: the probability of dropping, and w; for a range (low, high) 1/w is uniform between 1/high
-            and 1/low.
-        draws: where the random numbers come from.
-        rows: which rows of the batch.
+        condition: labels or embeddings of the data, for len(rows) samples.
+        null_label: the number of the dropped label.
+        objective: gives dropout probability and w; for a range, 1/w is uniform between 1/high and 1/low.
+        draws: the random numbers of the step.
+        rows: the rows of the batch.
     """
     weight = objective.guidance_weight
     if isinstance(weight, tuple):

@@ -1,4 +1,4 @@
-"""Flow Matching (arXiv 2210.02747), the objective that TVM becomes where t = s."""
+"""Flow Matching (arXiv 2210.02747), which TVM reduces to at t = s."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tvmatch.seeds import RowDraws
 def flow_matching_loss(
     network: Network, x0: Tensor, noise: Tensor, t: Tensor, labels: Tensor | Condition | None = None
 ) -> Tensor:
-    """mean ‖ F_θ(x_t, t, t, c) − (x1 − x0) ‖² over batch and pixels.
+    """Mean of ‖ F_θ(x_t, t, t, c) − (x1 − x0) ‖² over batch and pixels.
 
     Args:
         network: F_θ.
@@ -29,7 +29,7 @@ def flow_matching_loss(
         labels: int64 (B,), the class count for a dropped label; None drops all. Or a `Condition`.
 
     Raises:
-        InputError: for an argument, or an output of the network, of another shape, kind or device.
+        InputError: if an argument or an output of the network has a wrong shape, dtype or device.
     """
     return _squares(network, x0, noise, t, labels).mean()
 
@@ -44,10 +44,10 @@ def _squares(
 @register_objective("flow_matching")
 @dataclass
 class FlowMatching(Objective):
-    """Flow Matching: the network's velocity F(x, t, t) alone is trained, so samples need many steps.
+    """Flow Matching: trains only the velocity F(x, t, t), so sampling needs many steps.
 
     Attributes:
-        t: mean and std of the logit of t, which is drawn from a logit-normal distribution.
+        t: mean and standard deviation of the logit of t, which is logit-normal.
         label_dropout: probability of dropping a label.
     """
 
@@ -65,14 +65,14 @@ class FlowMatching(Objective):
         require("objective.label_dropout", p, 0 <= p <= 1, "in [0, 1]")
 
     def draw(self, x0: Tensor, condition: Condition, null_label: int, draws: RowDraws, rows: range) -> Inputs:
-        """Noise, t and dropped labels of some rows; see `Objective.draw`."""
+        """Draw noise, t and dropped labels; see `Objective.draw`."""
         mean, std = self.t
         t = torch.sigmoid(mean + std * draws.normal("t", rows, dtype=torch.float64)).to(torch.float32)
         noise = draws.normal("noise", rows, x0.shape[1:])
         return Inputs(x0, noise, {"t": t}, draw_condition(condition, null_label, self, draws, rows))
 
     def loss(self, network: Network, target: Network, inputs: Inputs) -> Loss:
-        """`flow_matching_loss`; there is no target."""
+        """`flow_matching_loss`; the target network is not used."""
         squares = _squares(network, inputs.x0, inputs.noise, inputs.times["t"], inputs.condition)
         velocity = squares.flatten(1).mean(1)
         return Loss(velocity.mean(), {"velocity": velocity})

@@ -1,4 +1,4 @@
-"""The objectives by the names that options and files know them by."""
+"""Registry of objectives by their names in options and files."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,19 +9,19 @@ from tvmatch.objectives.base import Objective
 
 Class = TypeVar("Class", bound=type[Objective])
 LOGGED = {"step", "loss", "gradient_norm", "learning_rate"}
-"""Names of the log that no term may have."""
+"""Reserved names in the log, which a term must not have."""
 _CLASSES: dict[str, type[Objective]] = {}
 
 
 def register_objective(name: str) -> Callable[[Class], Class]:
-    """A decorator that makes an objective known as `--objective.name NAME` and in YAML files.
+    """Decorator that registers an objective for `--objective.name NAME` and YAML files.
 
         @register_objective("mine")
         @dataclass
         class Mine(Objective): ...
 
     Raises:
-        InputError: if another objective has the name, or a term has a name of the log's own.
+        InputError: if another objective has the name, or a term has a reserved name of the log.
     """
 
     def register(objective_class: Class) -> Class:
@@ -29,7 +29,7 @@ def register_objective(name: str) -> Callable[[Class], Class]:
         if taken:
             raise InputError("term_times", f"the log has a quantity {taken.pop()} already; rename the term")
         known = _CLASSES.get(name, objective_class)
-        # A class of the same place is the same one, defined again: a notebook's cell, a module reloaded.
+        # A notebook cell that is run again, or a reloaded module, replaces its own class.
         if (known.__module__, known.__qualname__) != (
             objective_class.__module__,
             objective_class.__qualname__,

@@ -4,8 +4,8 @@ t = 1 is noise, t = 0 is data, and 0 ≤ s ≤ t ≤ 1. The terminal term uses (
 σ is the logistic function, Φ the standard normal CDF. A logit-normal (μ, ς) variable is σ(μ + ς Z)
 with Z ~ N(0, 1); its CDF at x is Φ((logit x − μ) / ς).
 
-Everything is drawn as logits in float64, where no probability underflows, and rounded once to
-float32. Rounding is monotone and keeps 0 and 1, so the order 0 ≤ s ≤ t ≤ 1 survives it.
+All times are drawn as logits in float64, where no probability underflows, and rounded to float32 at the end.
+Rounding is monotone and preserves 0 and 1, so 0 ≤ s ≤ t ≤ 1 holds for the result.
 """
 
 import math
@@ -27,22 +27,21 @@ _CHOICES = {
 
 @dataclass
 class TimesConfig:
-    """Which distribution the times of a training batch follow. A pair is (mean, std) of a logit.
+    """Distribution of the times of a training batch. A pair is (mean, std) of a logit.
 
     `gap` (and `gap*`): g = σ(N(gap)), s ~ logit-normal(s) truncated to s < 1 − g, t = s + g.
     `truncated`: t ~ logit-normal(t), s ~ logit-normal(s) truncated to s ≤ t.
     `clamped`: t ~ logit-normal(t), r ~ logit-normal(s) independent, s = min(r, t).
-    With probability `equal_probability` t then moves down to s. This leaves s and s' as they were,
-    so the flow term does not notice it, whatever `s_prime` is.
+    With probability `equal_probability`, t is then set to s. This does not change the flow term.
 
     Attributes:
-        distribution: of (t, s); `gap*` is `gap` with an untruncated logit-normal(s) s' of its own.
+        distribution: of (t, s); `gap*` is `gap` with an independent, untruncated s' ~ logit-normal(s).
         gap: mean and std of the logit of t − s, for `gap` and `gap*`.
         t: mean and std of the logit of t, for `truncated` and `clamped`.
         s: mean and std of the logit of s before truncation or clamping.
-        s_prime: `independent` takes s' from a second, independent draw of the distribution
-            (from its own logit-normal for `gap*`); `tied` sets s' = s.
-        equal_probability: probability of t = s, where the loss is that of Flow Matching.
+        s_prime: `independent`: s' is s of a second, independent draw of the distribution (for `gap*` of the
+            untruncated logit-normal); `tied`: s' = s.
+        equal_probability: probability of t = s, where the loss is the Flow Matching loss.
 
     Raises:
         InputError: for an unknown name, a non-finite mean, a std that is not positive and finite, a
@@ -86,12 +85,12 @@ class Times(NamedTuple):
 
 
 def sample_times(config: TimesConfig, draws: RowDraws, rows: range) -> Times:
-    """Independent (t, s, s') of `config`'s distribution for each of the rows, on the CPU.
+    """Draw independent (t, s, s') for each of the rows, on the CPU.
 
     Args:
         config: the distribution.
-        draws: where the random numbers come from; each of t, s, s' and t = s has its own.
-        rows: which rows of the batch, not empty; a row's times are the same in every range.
+        draws: the random numbers of the step.
+        rows: the rows of the batch, not empty. The times of a row do not depend on the other rows.
     """
     t, s, s_prime = in_whole_blocks(lambda block: _times(config, draws, block), rows).unbind(1)
     return Times(t, s, s_prime)
@@ -112,7 +111,7 @@ def _times(config: TimesConfig, draws: RowDraws, rows: range) -> Tensor:
 
 
 def _pair(config: TimesConfig, draws: RowDraws, purpose: str, rows: range) -> tuple[Tensor, Tensor]:
-    """(t, s) in float64 before t = s is decided."""
+    """(t, s) in float64, before t is set to s for some rows."""
     if config.distribution in ("gap", "gap*"):
         gap_logit = _normal(config.gap, draws, f"{purpose}: gap", rows)
         # logit(1 − g) = −logit g
@@ -135,13 +134,13 @@ def _normal(parameters: tuple[float, float], draws: RowDraws, purpose: str, rows
 def _truncated_normal(
     parameters: tuple[float, float], upper: Tensor, draws: RowDraws, purpose: str, rows: range
 ) -> Tensor:
-    """N(mean, std²) conditioned to lie below `upper` (B,), by the inverse CDF.
+    """N(mean, std²) truncated to values below `upper` (B,), by the inverse CDF.
 
-    With b = (upper − mean) / std and U uniform, z solves log Φ(z) = log U + log Φ(b). The logarithm
-    keeps bounds far in the tail, where Φ(b) itself underflows (b < −38) and z would be −∞.
+    With b = (upper − mean) / std and U uniform, z solves log Φ(z) = log U + log Φ(b). Without the logarithm
+    Φ(b) would underflow for b < −38, and z would be −∞.
     """
     mean, std = parameters
-    # The clamp keeps log Φ(b) ≈ −b²/2 finite for a std near zero; min() below then returns `upper`.
+    # The clamp keeps log Φ(b) ≈ −b²/2 finite if std is close to zero; minimum() below then returns `upper`.
     bound = ((upper - mean) / std).clamp(min=-1e100)
     probability = (1.0 - draws.uniform(purpose, rows)).clamp(max=_LARGEST_BELOW_ONE)  # in (0, 1)
     z = _inverse_log_normal_cdf(probability.log() + torch.special.log_ndtr(bound))
@@ -149,11 +148,11 @@ def _truncated_normal(
 
 
 def _inverse_log_normal_cdf(log_probability: Tensor) -> Tensor:
-    """z with log Φ(z) = log_probability < 0, to about 1e-15 relative in float64.
+    """z with log Φ(z) = log_probability < 0, with a relative error of about 1e-15 in float64.
 
-    Above log p = −5 the plain inverse is accurate. Below, Newton's iteration on log Φ: this function
-    is concave and the start −√(−2 log p) lies left of the solution, so the steps rise to it without
-    overshooting; the start is off by at most 30 % and four steps reach rounding error everywhere.
+    Above log p = −5 the inverse CDF itself is accurate. Below, Newton's method on log Φ is used: log Φ is
+    concave and the initial value −√(−2 log p) is less than the solution, so the iteration increases
+    monotonically. The initial value is off by at most 30 %, and four steps reach rounding error everywhere.
     """
     centre = torch.special.ndtri(log_probability.exp().clamp(max=_LARGEST_BELOW_ONE))
     z = -(-2.0 * log_probability).sqrt()

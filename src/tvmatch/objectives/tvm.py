@@ -1,4 +1,4 @@
-"""Terminal Velocity Matching: the objective on one screen (arXiv 2511.19797, Eqs. 12–15 and Algorithm 1)."""
+"""Terminal Velocity Matching (arXiv 2511.19797, Eqs. 12–15 and Algorithm 1)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -38,32 +38,31 @@ def tvm_loss(
     scaled: bool,
     detach_jvp: bool = False,
 ) -> TVMLoss:
-    """loss = batch mean of (T + V) / w², with v = x1 − x0, ‖·‖² the mean over pixels, sg no gradient:
+    """Batch mean of (T + V) / w², where v = x1 − x0, ‖·‖² is the mean over pixels and sg stops gradients:
 
         T = ‖ d/ds f_θ(x_t, t, s, c, w) − sg[u_θ*(x_t + f_θ(x_t, t, s, c, w), s, c, w)] ‖²     (0 where t = s)
         V = ‖ u_θ(x_s', s', c, w) − sg[w v + (1 − w) u_θ*(x_s', s', ∅, 1)] ‖²
 
     Args:
-        network: F_θ, with gradients.
-        target: F_θ*, usually an exponential moving average of the network; never receives gradients.
+        network: F_θ, which receives gradients.
+        target: F_θ*, usually an exponential moving average of the network; receives no gradients.
         x0: data (B, ...) in the network's units.
-        noise: x1 ~ N(0, I) of the same shape; it serves both terms.
+        noise: x1 ~ N(0, I) of the same shape, used in both terms.
         t: (B,) starting times in [0, 1].
         s: (B,) terminal times, s ≤ t.
         s_prime: (B,) times of the flow term.
-        labels: int64 (B,), the class count for a dropped label; None drops all. Or a `Condition`, c with w.
-            With weights given, the target is also called without either, for its unconditional velocity.
-        guidance_weight: (B,) w ≥ 1, which must be 1 where the label is dropped; None means 1 and saves the
-            unconditional evaluation. A `Condition` has its own.
+        labels: int64 (B,), the class count for a dropped label; None drops all. Or a `Condition`.
+        guidance_weight: (B,) w ≥ 1, which must be 1 where the label is dropped. If given, the target is also
+            evaluated without labels, for its unconditional velocity. None means 1, or the `Condition`'s.
         scaled: the scaled parameterisation, k(w) = w.
         detach_jvp: no gradient through ∂_s F_θ (faster, biased).
 
     Returns:
-        The loss and its terms; a value that is not finite stays so.
+        The loss and its terms. Non-finite values are returned as they are.
 
     Raises:
-        InputError: for an argument, or an output of a network, of another shape, kind or device. Values,
-            such as s ≤ t, are not looked at, which would wait for a GPU: `times.sample_times` keeps them.
+        InputError: if an argument or an output of a network has a wrong shape, dtype or device. Values, such
+            as s ≤ t, are not checked, since that would synchronise with the GPU.
     """
     condition = as_condition(labels, guidance_weight)
     expect_same_kind(x0, noise=noise)
@@ -104,14 +103,12 @@ class TVM(Objective):
     """Terminal Velocity Matching (TVM §3).
 
     Attributes:
-        guidance_weight: w ≥ 1, one constant, or a pair [low, high] with 1/w uniform between their inverses.
-        scaled: the scaled parameterisation, in which the network's output is multiplied by w.
-        label_dropout: probability of dropping a label, with w = 1 for that sample; 0 only at w = 1
-            or with a teacher.
-        target_ema: rate of the target network's moving average; 0 takes the network itself as target.
+        guidance_weight: w ≥ 1, a constant, or a pair [low, high] with 1/w uniform between 1/high and 1/low.
+        scaled: use the scaled parameterisation, in which the network's output is multiplied by w.
+        label_dropout: probability of dropping a label, with w = 1; may be 0 only if w = 1 or with a teacher.
+        target_ema: rate of the target network's moving average; 0: the target is the network itself.
         detach_jvp: no gradient through the derivative in s (faster, biased).
-        teacher: a checkpoint whose frozen velocity, with guidance, is the target instead of the network's own
-            (distillation); `target_ema` has no part then.
+        teacher: a checkpoint whose guided velocity is the target (distillation), instead of `target_ema`.
         times: distribution of (t, s, s').
     """
 
@@ -129,7 +126,7 @@ class TVM(Objective):
         check_fields(self, "objective")
         check_fields(self.times, "objective.times")
         self.times.__post_init__()
-        if isinstance(self.guidance_weight, list):  # as YAML and Python users write a pair
+        if isinstance(self.guidance_weight, list):  # from YAML
             self.guidance_weight = (self.guidance_weight[0], self.guidance_weight[1])
         weights = self.guidance_weight if isinstance(self.guidance_weight, tuple) else (self.guidance_weight,)
         for weight in weights:
@@ -144,7 +141,7 @@ class TVM(Objective):
         require("objective.target_ema", rate, 0 <= rate < 1, "in [0, 1)")
 
     def check(self, conditional: bool, *, hint: str = "") -> None:
-        """w ≠ 1 mixes the target with the velocity without a label, which dropped labels alone train."""
+        """w ≠ 1 needs classes, and the unconditional velocity, which only dropped labels train."""
         weight = self.guidance_weight
         if weight == 1:
             return
@@ -160,13 +157,13 @@ class TVM(Objective):
             )
 
     def draw(self, x0: Tensor, condition: Condition, null_label: int, draws: RowDraws, rows: range) -> Inputs:
-        """Noise, times, dropped labels and guidance weights of some rows; see `Objective.draw`."""
+        """Draw noise, times, dropped labels and guidance weights; see `Objective.draw`."""
         noise = draws.normal("noise", rows, x0.shape[1:])
         times = sample_times(self.times, draws, rows)._asdict()
         return Inputs(x0, noise, times, draw_condition(condition, null_label, self, draws, rows))
 
     def loss(self, network: Network, target: Network, inputs: Inputs) -> Loss:
-        """`tvm_loss`, with its two terms."""
+        """`tvm_loss` with its two terms."""
         x0, noise, times, condition = inputs
         loss, terminal, flow = tvm_loss(
             network, target, x0, noise, **times, labels=condition, scaled=self.scaled,

@@ -1,4 +1,4 @@
-"""Exact flows with known answers, and what the training loss bounds."""
+"""Exact flows of Gaussians, and the Wasserstein bound of the training loss."""
 
 from tvmatch.theory.bound import Bound, wasserstein_bound
 from tvmatch.theory.gaussian import GaussianFlow, GaussianMoments

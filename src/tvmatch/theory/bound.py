@@ -1,16 +1,16 @@
-"""What the TVM loss bounds: both sides of the Wasserstein inequality, measured.
+"""Measure both sides of the Wasserstein bound of the TVM loss.
 
-An explicit form of Theorem 1 of TVM (arXiv 2511.19797). Let y_s = x_t + f_θ(x_t, t, s) be the model's
+This is an explicit form of Theorem 1 of TVM (arXiv 2511.19797). Let y_s = x_t + f_θ(x_t, t, s) be the model's
 path, z_s = ψ(x_t, t, s) the exact one, e(s) = y_s − z_s with e(t) = 0, and
 
-    a(s) = ‖d/ds f_θ − u_θ(y_s, s)‖        how far the jump is from following its own velocity
-    b(s) = ‖u_θ(z_s, s) − u(z_s, s)‖       how far that velocity is from the exact one
+    a(s) = ‖d/ds f_θ − u_θ(y_s, s)‖        terminal velocity against the model's velocity
+    b(s) = ‖u_θ(z_s, s) − u(z_s, s)‖       the model's velocity against the exact one
     L(s) = sup over x_t of ‖u_θ(y_s, s) − u_θ(z_s, s)‖ / ‖e(s)‖           two-sided, or
            sup over x_t of −⟨e(s), u_θ(y_s, s) − u_θ(z_s, s)⟩ / ‖e(s)‖²    one-sided, may be negative
 
 Since de/ds = [d/ds f_θ − u_θ(y)] + [u_θ(y) − u_θ(z)] + [u_θ(z) − u(z)] and s runs down from t to 0,
-−d‖e‖/ds ≤ a + b + L ‖e‖. An error made at s is still to be amplified on the way from s to 0, so
-Grönwall's inequality has Λ(s) = exp ∫_0^s L. With Minkowski's inequality for the root mean square,
+−d‖e‖/ds ≤ a + b + L ‖e‖. By Grönwall's inequality an error made at s grows by at most Λ(s) = exp ∫_0^s L
+until s = 0. With Minkowski's inequality for the root mean square,
 
     W₂(y_0, z_0) ≤ √E‖e(0)‖² ≤ ∫_0^t Λ (√E a² + √E b²) ds                                (tight form)
 
@@ -34,7 +34,7 @@ from tvmatch.flow_map import FlowMap, interpolate
 
 
 class ExactFlow(Protocol):
-    """What is asked of a flow whose answer is known; see `tvmatch.theory.GaussianFlow`."""
+    """A flow with known velocity and flow map; see `tvmatch.theory.GaussianFlow`."""
 
     def velocity(self, x: Tensor, t: float | Tensor) -> Tensor: ...
 
@@ -57,11 +57,11 @@ class Bound:
         conditional_variance: E Tr Var(v | x_s).
         generated: y_0 = x_t + f_θ(x_t, t, 0), (B, D).
         exact: z_0 = ψ(x_t, t, 0), (B, D). W₂ of `generated` and `exact` is the left side.
-        error: √E‖e(0)‖², at least that W₂: the coupling of y_0 and z_0 through x_t is one of many.
-        tight_form: ∫ Λ (√E a² + √E b²) ds, bounds W₂ and `error`.
-        theorem_form: 2t ∫ Λ² L_TVM ds + C, bounds their squares.
+        error: √E‖e(0)‖², an upper bound of that W₂.
+        tight_form: ∫ Λ (√E a² + √E b²) ds, an upper bound of W₂ and `error`.
+        theorem_form: 2t ∫ Λ² L_TVM ds + C, an upper bound of their squares.
         constant: C.
-        standard_error: of `theorem_form`, whose flow term has the sampling noise of v.
+        standard_error: of `theorem_form`, due to the sampling noise of v.
     """
 
     s: Tensor
@@ -82,7 +82,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class _Point:
-    """Everything measured at one s; per sample (B,) but for the Lipschitz quotient."""
+    """Measurements at one s, per sample (B,) except for the Lipschitz quotient."""
 
     terminal: Tensor  # a²
     velocity: Tensor  # b²
@@ -105,22 +105,20 @@ def wasserstein_bound(
 ) -> Bound:
     """Measure both sides of the inequality on the samples x_t = (1−t) x0 + t x1.
 
-    For the empirical measure of these samples the tight form is exact, not statistical: every expectation
-    and the supremum in L run over the very samples whose error is bounded. Only the trapezoidal rule in s
-    comes between, with an error that falls as G⁻² for a smooth network.
+    For the empirical measure of these samples the tight form has no statistical error: all expectations and
+    the supremum in L are over the samples whose error is bounded. The trapezoidal rule has error O(G⁻²).
 
-    The theorem's form needs v, which is random given x_s. Its flow term E‖u_θ(x_s, s) − v‖² is measured as
-    mean(‖u_θ(x_s, s) − v‖² − ‖u(x_s, s) − v‖²) + E Tr Var(v | x_s): the last two have the same expectation,
-    and their difference takes most of the sampling noise away.
+    The theorem's form needs v, which is random given x_s. To reduce the sampling noise, its flow term
+    E‖u_θ(x_s, s) − v‖² is measured as mean(‖u_θ(x_s, s) − v‖² − ‖u(x_s, s) − v‖²) + E Tr Var(v | x_s).
 
     Args:
         flow_map: the model; used without labels and guidance.
-        flow: exact flow of the law of x0.
-        x0: data (B, D). Use float64, network included: L is a quotient of small differences.
+        flow: exact flow for the distribution of x0.
+        x0: data (B, D). Use float64 for data and network: L is a quotient of small differences.
         noise: x1 ~ N(0, I), (B, D).
         t: starting time in (0, 1].
         grid: number G of equal intervals of s in [0, t].
-        one_sided: use the one-sided L, which is sharper.
+        one_sided: use the one-sided L, which is smaller.
 
     Raises:
         InputError: if t or grid is out of range.
@@ -133,8 +131,8 @@ def wasserstein_bound(
     points = [_measure(flow_map, flow, x0, noise, t, float(time), one_sided) for time in s]
 
     lipschitz = torch.tensor([point.lipschitz for point in points], dtype=torch.float64, device="cpu")
-    lipschitz[-1] = lipschitz[-2]  # at s = t the quotient is 0/0, continued from its neighbour
-    lipschitz = lipschitz.nan_to_num(nan=0.0)  # no error at all: nothing to amplify
+    lipschitz[-1] = lipschitz[-2]  # at s = t the quotient is 0/0; take the value of its neighbour
+    lipschitz = lipschitz.nan_to_num(nan=0.0)  # without any error, the value does not matter
     steps = (lipschitz[1:] + lipschitz[:-1]) / 2 * s.diff()
     amplification = torch.cat([s.new_zeros(1), steps.cumsum(0)]).exp()
 
@@ -187,10 +185,9 @@ def _measure(
 
 
 def _lipschitz(e: Tensor, difference: Tensor, size: Tensor, one_sided: bool) -> float:
-    """Largest quotient over the samples, NaN if every e is zero up to rounding.
+    """The largest quotient over the samples, NaN if every e is zero up to rounding.
 
-    An error below ε^(2/3) of x's size is left out: rounding would make up the quotient. What it could add to
-    the bound is its own size times Λ.
+    Samples with an error below ε^(2/3) times the size of x are omitted: their quotient is rounding.
     """
     squared = _squared_norm(e)
     kept = squared > torch.finfo(e.dtype).eps ** (4 / 3) * (1 + size)

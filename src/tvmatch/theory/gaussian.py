@@ -1,4 +1,4 @@
-"""The flow of one Gaussian, in closed form: an answer to compare trained networks with.
+"""The flow of a Gaussian in closed form, to compare trained networks with.
 
 Path x_t = (1−t) x0 + t x1 with x0 ~ N(m, Σ) and x1 ~ N(0, I); conditional velocity v = x1 − x0.
 Then x_t ~ N((1−t) m, C_t) with C_t = (1−t)² Σ + t² I. All matrices share the eigenvectors of Σ;
@@ -27,9 +27,9 @@ class GaussianMoments(NamedTuple):
 class GaussianFlow:
     """Exact velocity and flow map from noise N(0, I) at t = 1 to data N(mean, covariance) at t = 0.
 
-    Times are floats or tensors of shape (B,), in [0, 1]. A singular covariance is allowed; at t = 0 x must
-    then lie in the data's support, the score does not exist and no flow starts. Eigenvalues below rounding
-    count as zero.
+    Times are floats or tensors of shape (B,), in [0, 1]. The covariance may be singular; at t = 0 x must then
+    be in the support of the data, and neither the score nor a flow from t = 0 exist. Eigenvalues below
+    rounding error are set to zero.
 
     Args:
         mean: shape (D,).
@@ -49,7 +49,7 @@ class GaussianFlow:
         matrix = covariance.double()
         if not (torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
             raise InputError("mean and covariance must be finite")
-        # What rounding in the given dtype can do to an eigenvalue or to the symmetry.
+        # The effect of rounding in the given dtype on eigenvalues and symmetry.
         tolerance = 4 * len(mean) * torch.finfo(covariance.dtype).eps * float(matrix.abs().max())
         eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.T) / 2)
         if float((matrix - matrix.T).abs().max()) > tolerance or float(eigenvalues.min()) < -tolerance:
@@ -59,7 +59,7 @@ class GaussianFlow:
             )
         self.dtype = mean.dtype
         self.mean = mean.double()
-        # Without this a singular covariance would have a standard deviation of √ε across its support.
+        # Otherwise a singular covariance would have a standard deviation of √ε orthogonal to its support.
         self.eigenvalues: Tensor = torch.where(eigenvalues > tolerance, eigenvalues, 0.0)
         self.eigenvectors: Tensor = eigenvectors
 
@@ -68,17 +68,17 @@ class GaussianFlow:
         return self.average_velocity(x, t, t)
 
     def flow_map(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
-        """ψ(x, t, s), where the flow through x (B, D) at time t is at time s.
+        """ψ(x, t, s) = (1−s) m + C_s^½ C_t^−½ (x − (1−t) m): move x (B, D) from time t to time s.
 
-        (1−s) m + C_s^½ C_t^−½ (x − (1−t) m). Invertible: s > t runs the flow towards the noise.
+        For s > t the flow runs towards the noise.
         """
         return (x.double() + (self._column(s, x) - self._column(t, x)) * self._average(x, t, s)).to(x.dtype)
 
     def average_velocity(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
-        """(ψ(x, t, s) − x) / (s − t), and u(x, t) at s = t: what a perfect network F(x, t, s) returns.
+        """(ψ(x, t, s) − x) / (s − t), and u(x, t) at s = t: the output of a perfect network F(x, t, s).
 
-        −m + K (x − (1−t) m), where along an eigenvector K = (ρ_s / ρ_t − 1) / (s − t). The form used,
-        K = [s + t − λ (2 − s − t)] / [ρ_t (ρ_s + ρ_t)], has no division by s − t. Shape (B, D).
+        −m + K (x − (1−t) m), where along an eigenvector K = (ρ_s / ρ_t − 1) / (s − t). It is computed as
+        K = [s + t − λ (2 − s − t)] / [ρ_t (ρ_s + ρ_t)], without division by s − t. Shape (B, D).
         """
         return self._average(x, t, s).to(x.dtype)
 
@@ -96,8 +96,8 @@ class GaussianFlow:
     def conditional_variance(self, t: float | Tensor) -> Tensor:
         """Tr Var(v | x_t), the same for every x_t, float64 of t's shape.
 
-        Var(v | x_t) = I + Σ − (t I − (1−t) Σ) C_t⁻¹ (t I − (1−t) Σ) = Σ C_t⁻¹. At t = 0 it is I even where
-        Σ has no inverse, for x_0 then says nothing of x_1.
+        Var(v | x_t) = I + Σ − (t I − (1−t) Σ) C_t⁻¹ (t I − (1−t) Σ) = Σ C_t⁻¹. At t = 0 it is I, also if Σ is
+        singular, since x_0 and x_1 are independent.
         """
         time = torch.as_tensor(t, dtype=torch.float64, device=self.mean.device)[..., None]
         variances = (1 - time).square() * self.eigenvalues + time.square()
@@ -115,7 +115,7 @@ class GaussianFlow:
         start_deviation, end_deviation = self._deviation(t, x), self._deviation(s, x)
         slope = (start + end) - self.eigenvalues.to(x.device) * (2 - start - end)
         scale = start_deviation * (end_deviation + start_deviation)
-        # 0/0 is only met at t = s = 0 along λ = 0, where u(x, 0) = E[x1] − x = −x gives the factor −1.
+        # 0/0 occurs only at t = s = 0 for λ = 0, where u(x, 0) = E[x1] − x = −x gives the factor −1.
         factor = torch.where((scale == 0) & (slope == 0), -1.0, slope / scale)
         return self._centred(x, t) * factor @ self._vectors(x).T - self.mean.to(x.device)
 

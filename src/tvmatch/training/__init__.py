@@ -1,4 +1,4 @@
-"""Training: one step, the trainer, the run folder, checkpoints."""
+"""Training: step, trainer, run folder, checkpoints."""
 
 from tvmatch.training.checkpoint import checkpoints, last_checkpoint
 from tvmatch.training.non_finite import NonFiniteError

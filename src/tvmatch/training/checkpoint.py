@@ -1,10 +1,7 @@
-"""Checkpoints: folders of safetensors and JSON that appear whole or not at all.
+"""Save and load checkpoints: folders of safetensors and JSON files, written atomically.
 
-    RUN/checkpoints/step_0001500/
-        model.json, model.safetensors        what sampling needs (see tvmatch.trained_model)
-        training.json, training.safetensors  what resuming needs besides: weights, target, optimiser
-
-Random numbers are functions of (seed, step, row), so no generator state is stored.
+docs/architecture.md lists the files. Random numbers are functions of (seed, step, row), so no generator state
+is saved.
 """
 
 import json
@@ -29,13 +26,13 @@ FORMAT = "tvmatch-training-1"
 
 
 def build_facts(device: torch.device) -> dict[str, Any]:
-    """What must agree for a resumed run to repeat an uninterrupted one bit for bit."""
+    """What must be unchanged for a resumed run to equal an uninterrupted one bit for bit."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "device": device.type,
-        "numpy": np.__version__,  # its generators are what `seeds` draws from
+        "numpy": np.__version__,  # `seeds` uses its generators
         "random_streams": seeds.VERSION,
     }
 
@@ -43,27 +40,30 @@ def build_facts(device: torch.device) -> dict[str, Any]:
 def save_checkpoint(
     run: Path, state: TrainingState, model: TrainedModel, build: dict[str, Any], *, keep: int | None
 ) -> Path:
-    """Write the checkpoint of `state.step`; the ones before stay whole whatever happens.
+    """Write the checkpoint of `state.step`; if this fails, earlier checkpoints are not damaged.
+
+    Files are written to a temporary folder and flushed to disk; then the folder is renamed.
 
     Args:
         run: the run folder.
-        model: the trained model to go with the state.
+        state: the training state.
+        model: the trained model for this state.
         build: see `build_facts`.
-        keep: how many of the newest checkpoints to keep; None keeps all.
+        keep: number of newest checkpoints to keep; None keeps all.
 
     Returns:
-        Its folder.
+        The folder of the checkpoint.
 
     Raises:
-        InputError: if it cannot be written, for example on a full disk.
+        InputError: if it cannot be written, for example because the disk is full.
     """
     folder = run / "checkpoints"
     final, partial = folder / f"step_{state.step:07d}", folder / f".step_{state.step:07d}.partial"
     if final.exists():
-        return final  # training is a function of the configuration and the step: it is this checkpoint
+        return final  # training is deterministic: this step was saved before with the same content
     try:
-        for left in folder.glob(".step_*"):  # by a run that was killed while it wrote or removed one
-            shutil.rmtree(left)
+        for incomplete in folder.glob(".step_*"):  # the run was killed while it wrote or removed it
+            shutil.rmtree(incomplete)
         partial.mkdir(parents=True)
         model.save(partial)
         save_tensors(_tensors(state), partial / "training.safetensors")
@@ -78,13 +78,13 @@ def save_checkpoint(
         raise InputError(final, f"cannot be saved ({error}); {last_checkpoint(run)}") from None
     if keep is not None:
         for old in checkpoints(run)[:-keep]:
-            removed = old.rename(old.with_name(f".{old.name}.removed"))  # not half of one, if killed here
+            removed = old.rename(old.with_name(f".{old.name}.removed"))  # removal may be interrupted
             shutil.rmtree(removed)
     return final
 
 
 def first_non_finite(state: TrainingState) -> str | None:
-    """The name of a tensor of the state that is not finite, if there is one."""
+    """The name of the first tensor of the state with non-finite values; None if all are finite."""
     tensors = _tensors(state) | {
         f"evaluation/{name}": tensor for name, tensor in state.evaluation.network.state_dict().items()
     }
@@ -92,10 +92,10 @@ def first_non_finite(state: TrainingState) -> str | None:
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
-    """Fill `state` from a checkpoint.
+    """Load a checkpoint into `state`.
 
     Returns:
-        The build facts it was written under; compare them with `build_facts`.
+        The `build_facts` at the time it was written.
 
     Raises:
         InputError: if a file is missing, truncated, or does not fit the configuration's network.
@@ -107,7 +107,10 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
         group, _, rest = name.partition("/")
         groups.setdefault(group, {})[rest] = tensor
     evaluation = read_tensors(folder / "model.safetensors")
-    _expect_groups(groups, state, source)
+    if "network" not in groups:
+        raise InputError(source, f"holds no network, only {sorted(groups)}")
+    if state.target is not None and "target" not in groups:
+        raise InputError(source, "holds no target average, which objective.target_ema above 0 needs")
     load_tensors(state.network, groups["network"], source)
     load_tensors(state.evaluation.network, evaluation, folder / "model.safetensors")
     if state.target is not None:
@@ -122,20 +125,20 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
 
 
 def last_checkpoint(run: Path) -> str:
-    """What there is to go back to, to end an error message with."""
+    """The newest checkpoint as text, for the end of an error message."""
     saved = checkpoints(run)
     return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, oldest first."""
+    """The complete checkpoints of a run folder, oldest first."""
     found = [path.parent for path in (run / "checkpoints").glob("step_*/training.json")]
     found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """The step in the name of a checkpoint."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
@@ -151,15 +154,8 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     return tensors
 
 
-def _expect_groups(groups: dict[str, dict[str, Tensor]], state: TrainingState, source: Path) -> None:
-    if "network" not in groups:
-        raise InputError(source, f"holds no network, only {sorted(groups)}")
-    if state.target is not None and "target" not in groups:
-        raise InputError(source, "holds no target average, which objective.target_ema above 0 needs")
-
-
 def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
-    """AdamW's moments. There are none before the first step, and of parameters without a gradient."""
+    """Load AdamW's moments. Before the first step, and for parameters without a gradient, there are none."""
     if state.step == 0:
         return
     if not {"exp_avg", "exp_avg_sq"} <= groups.keys():
@@ -172,20 +168,17 @@ def _load_moments(state: TrainingState, groups: dict[str, dict[str, Tensor]], so
             tensor = groups[moment].get(name)
             if tensor is None or tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
                 raise InputError(
-                    source, f"{moment}/{name} is missing, or of another shape or type than the parameter"
+                    source, f"{moment}/{name} is missing, or has another shape or dtype than the parameter"
                 )
-            moments[moment] = torch.empty_like(parameter).copy_(tensor)  # in memory as AdamW reads it
-        steps = torch.tensor(float(state.step), dtype=torch.float32, device=_step_device(state, parameter))
+            moments[moment] = torch.empty_like(parameter).copy_(tensor)  # with the parameter's strides
+        # Fused AdamW keeps its step count on the parameter's device, otherwise it is on the CPU.
+        device = parameter.device if state.optimizer.defaults.get("fused") else "cpu"
+        steps = torch.tensor(float(state.step), dtype=torch.float32, device=device)
         state.optimizer.state[parameter] = {"step": steps, **moments}
 
 
-def _step_device(state: TrainingState, parameter: Tensor) -> torch.device:
-    """Fused AdamW keeps its step count beside the parameter, the others on the CPU."""
-    return parameter.device if state.optimizer.defaults.get("fused") else torch.device("cpu")
-
-
 def _flush(path: Path) -> None:
-    """Make sure that what a file or folder holds is on the disk before the next thing happens."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The quantities that blow up first: modulation activations and the derivative in s."""
+"""Norms for the log that show instabilities early: modulations and the derivative in s."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,16 @@ from tvmatch.training.non_finite import TIME_BINS, bin_of, time_bin
 
 @torch.no_grad()
 def modulation_norms(network: nn.Module, t: Tensor, s: Tensor, condition: Condition) -> dict[str, float]:
-    """`modulation_norm/<module>`: root mean square of each modulation's vectors before their norm.
+    """Compute the root mean square of each modulation's vectors, before their norm.
 
     Args:
-        network: what has no modulations has nothing to report.
+        network: the trained network.
         t: (B,) starting times.
         s: (B,) terminal times.
         condition: of the batch.
+
+    Returns:
+        By name `modulation_norm/<module>`; empty for a network without modulations.
     """
     vectors = answers_of(network).modulations(t, s, condition.labels, condition.guidance_weight)
     return {f"modulation_norm/{name}": x.float().square().mean().sqrt().item() for name, x in vectors}
@@ -28,13 +31,16 @@ def modulation_norms(network: nn.Module, t: Tensor, s: Tensor, condition: Condit
 
 @contextmanager
 def tangent_norms(network: nn.Module, t: Tensor) -> Iterator[dict[str, float]]:
-    """`tangent_norm/<bin>`: root mean square of ∂_s F over the samples whose t lies in the bin.
+    """Record the root mean square of ∂_s F for each bin of t.
 
-    The dictionary is filled when the context closes, from the passes that carried a tangent meanwhile.
+    A forward hook records the tangent of every pass in this context that has one. It is filled at the end.
 
     Args:
-        network: hooked while the context is open.
-        t: (B,) starting times of the batch, in the order in which the passes see them.
+        network: the trained network.
+        t: (B,) starting times of the batch, in the order of the passes.
+
+    Yields:
+        A dictionary with the names `tangent_norm/t <bin>`.
     """
     recorded: dict[str, float] = {}
     tangents: list[Tensor] = []
@@ -49,15 +55,7 @@ def tangent_norms(network: nn.Module, t: Tensor) -> Iterator[dict[str, float]]:
     finally:
         handle.remove()
     if tangents:
-        recorded |= _per_bin(torch.cat(tangents), t)
-
-
-def _per_bin(mean_squares: Tensor, t: Tensor) -> dict[str, float]:
-    """Root mean square over the samples of each bin of t that has any."""
-    index = bin_of(t)
-    norms = {}
-    for i in range(TIME_BINS):
-        inside = mean_squares[index == i]
-        if len(inside):
-            norms[f"tangent_norm/t {time_bin(i / TIME_BINS)}"] = inside.mean().sqrt().item()
-    return norms
+        mean_squares, bins = torch.cat(tangents), bin_of(t)
+        for i in bins.unique().tolist():
+            name = f"tangent_norm/t {time_bin(i / TIME_BINS)}"
+            recorded[name] = mean_squares[bins == i].mean().sqrt().item()

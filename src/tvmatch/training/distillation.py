@@ -1,4 +1,4 @@
-"""Distillation: a frozen model's velocity, with guidance, in the role of the target u_θ*."""
+"""Distillation: the velocity of a frozen model, with guidance, as the target u_θ*."""
 
 import math
 
@@ -15,17 +15,17 @@ from tvmatch.trained_model import TrainedModel, load
 
 
 class GuidedTeacher(nn.Module):
-    """F_θ* whose velocity k(w) F_θ*(x, s, s, c, w) is a frozen model's, guided by w.
+    """F_θ* such that k(w) F_θ*(x, s, s, c, w) is the velocity of a frozen model with guidance weight w.
 
-    A model trained at w = 1 is guided by its two velocities (Ho and Salimans, arXiv 2207.12598),
+    For a model trained at w = 1 this is classifier-free guidance (Ho and Salimans, arXiv 2207.12598),
 
-        u(x, s, c, w) = w u(x, s, c) + (1 − w) u(x, s, ∅),
+        u(x, s, c, w) = w u(x, s, c) + (1 − w) u(x, s, ∅).
 
-    one trained with guidance by its own input w.
+    A model trained with guidance gets w as its input.
 
     Args:
-        model: the teacher, in its own parameterisation.
-        scaled: the student's: k(w) = w, else 1.
+        model: the teacher.
+        scaled: whether the student uses the scaled parameterisation, k(w) = w; otherwise k = 1.
     """
 
     def __init__(self, model: TrainedModel, *, scaled: bool) -> None:
@@ -45,7 +45,7 @@ class GuidedTeacher(nn.Module):
         embeddings: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """u(x, s, c, w) / k(w); t is not used. Arguments as in `flow_map.Network`, without tangents."""
+        """u(x, s, c, w) / k(w); arguments as in `flow_map.Network`, without tangents. t is not used."""
         assert isinstance(x, Tensor)
         assert isinstance(s, Tensor)
         condition = Condition(labels, None, embeddings, mask)
@@ -63,15 +63,15 @@ class GuidedTeacher(nn.Module):
 
 
 def load_teacher(spec: DataSpec, objective: Objective, device: torch.device) -> GuidedTeacher | None:
-    """The network in the checkpoint `objective.teacher`; None without one.
+    """Load the teacher from the checkpoint `objective.teacher`; None if it is not set.
 
     Args:
-        spec: of the student's data, which must be the teacher's.
-        objective: of the student, whose guidance the teacher must be able to give.
-        device: where to put it.
+        spec: of the student's data; must equal the teacher's.
+        objective: of the student; the teacher must support its guidance weights.
+        device: of the teacher.
 
     Raises:
-        InputError: if there is none, or it was trained on other data or at another guidance.
+        InputError: if there is no checkpoint, or it has other data or another guidance weight.
     """
     path = objective.teacher
     if path is None:
@@ -81,23 +81,23 @@ def load_teacher(spec: DataSpec, objective: Objective, device: torch.device) -> 
     if not same_classes(model.spec, spec):
         raise InputError("objective.teacher", f"{path} was trained on other classes")
     guidance = objective.guidance_weight
-    if not _gives(model.guidance, guidance):
+    if not _supports(model.guidance, guidance):
         raise InputError(
             "objective.teacher",
-            f"{path} was trained at guidance weight {_shown(model.guidance)}, and cannot "
-            f"give objective.guidance_weight {_shown(guidance)}",
+            f"{path} was trained at guidance weight {_as_text(model.guidance)}, and does not support "
+            f"objective.guidance_weight {_as_text(guidance)}",
         )
     if not model.knows_dropped_labels and (objective.label_dropout > 0 or guidance != 1):
         raise InputError(
             "objective.teacher",
-            f"{path} was trained without dropped labels and has no velocity without one, "
-            "which objective.guidance_weight other than 1 and objective.label_dropout above 0 need",
+            f"{path} was trained without dropped labels and has no unconditional velocity, which an "
+            "objective.guidance_weight other than 1 and an objective.label_dropout above 0 need",
         )
     return GuidedTeacher(model, scaled=objective.scaled)
 
 
 def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -> None:
-    """Refuse a checkpoint of data of another kind, shape, normalisation or autoencoder, by InputError."""
+    """Raise an InputError if a checkpoint's data differ in kind, shape, normalisation or encoders."""
     for name in ("kind", "shape", "mean", "std", "embedding_size"):
         there, here = getattr(theirs, name), getattr(ours, name)
         same = agree(there, here, ours.std) if name in ("mean", "std") else there == here
@@ -114,10 +114,10 @@ def expect_same_data(option: str, path: str, theirs: DataSpec, ours: DataSpec) -
 
 
 def known_classes(theirs: DataSpec, ours: DataSpec) -> list[int | None]:
-    """For each of our classes its number in a checkpoint, None for a class that is not there.
+    """The number of each of our classes in a checkpoint; None for a class that it does not have.
 
-    Classes that are merely numbered, as in an imported checkpoint, are the others' in their order if there
-    are as many.
+    If the classes of one side have only numbers as names, as in an imported checkpoint, and there are equally
+    many, both are taken to be in the same order.
     """
     count, names = ours.class_count, ours.class_names or ()
     numbered = [spec.class_names == tuple(map(str, range(spec.class_count))) for spec in (theirs, ours)]
@@ -128,17 +128,18 @@ def known_classes(theirs: DataSpec, ours: DataSpec) -> list[int | None]:
 
 
 def same_classes(theirs: DataSpec, ours: DataSpec) -> bool:
-    """Whether the classes are a checkpoint's, in their order."""
+    """Whether the classes and their order are those of a checkpoint."""
     same_count = theirs.class_count == ours.class_count
     return same_count and known_classes(theirs, ours) == list(range(ours.class_count))
 
 
-def _gives(has: Guidance, wanted: Guidance) -> bool:
+def _supports(has: Guidance, wanted: Guidance) -> bool:
+    """Whether a teacher trained with guidance `has` provides the weights `wanted`."""
     low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
     if isinstance(has, tuple):
         return has[0] <= low and high <= has[1]
     return has == 1 or (math.isclose(has, low) and math.isclose(has, high))
 
 
-def _shown(guidance: Guidance) -> str:
+def _as_text(guidance: Guidance) -> str:
     return f"{list(guidance)}" if isinstance(guidance, tuple) else f"{guidance:g}"

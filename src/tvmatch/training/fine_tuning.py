@@ -1,4 +1,4 @@
-"""Fine-tuning: a run that starts from the weights of a checkpoint instead of random ones."""
+"""Fine-tuning: initialise a run with the weights of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ from tvmatch.training.distillation import expect_same_data, known_classes, same_
 
 
 def network_section(path: str | Path) -> dict[str, Any]:
-    """The network of a checkpoint, as the `network` section of a configuration.
+    """The `network` section of a configuration for the network of a checkpoint.
 
     Raises:
-        InputError: if there is no checkpoint of ours at `path`.
+        InputError: if there is no checkpoint of tvmatch at `path`.
     """
     return of_newest(Path(path), _network_section)
 
@@ -36,11 +36,10 @@ def _network_section(folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def start_from(network: BaseNetwork, config: Config, spec: DataSpec) -> list[str]:
-    """Give a new network the evaluation weights of the checkpoint `config.initial`, in place.
+    """Load the evaluation weights of the checkpoint `config.initial` into a new network, in place.
 
-    Two parts may be new. What the network says that may be added to it (`BaseNetwork.additions`), such as a
-    guidance embedding, adds nothing at first. Classes that the checkpoint does not know start as its dropped
-    label.
+    Two parts may be missing in the checkpoint: parts in `BaseNetwork.additions`, such as a guidance
+    embedding, which initially do not change the output; and classes, which start as the dropped label.
 
     Args:
         network: of the configuration, with its initial weights.
@@ -48,10 +47,10 @@ def start_from(network: BaseNetwork, config: Config, spec: DataSpec) -> list[str
         spec: of its data.
 
     Returns:
-        Messages about what is new.
+        Messages about parts that are new.
 
     Raises:
-        InputError: if there is no such checkpoint, or its data, its network or its parameterisation differ.
+        InputError: if there is no such checkpoint, or its data, network or parameterisation differ.
     """
     assert config.initial is not None
     model = load(config.initial)
@@ -94,7 +93,7 @@ def start_from(network: BaseNetwork, config: Config, spec: DataSpec) -> list[str
 def _label_table(
     theirs: Tensor | None, like: Tensor, known: DataSpec, ours: DataSpec
 ) -> tuple[Tensor, list[str]]:
-    """Embeddings of our classes and the dropped one, (K + 1, C), and a message if they are not theirs."""
+    """Embeddings of our classes and the dropped label, (K + 1, C), and a message if classes differ."""
     numbers = known_classes(known, ours)
     table = torch.zeros_like(like) if theirs is None else theirs[-1].expand_as(like).clone()
     for row, number in enumerate(numbers):
@@ -109,11 +108,11 @@ def _label_table(
 
 
 def _expect_same_network(network: BaseNetwork, initial: str, model: TrainedModel) -> None:
-    """The same architecture, but for parts that may be added."""
+    """Check that the architectures are the same, except for parts that may be added."""
     other = model.network
     if type(other) is not type(network):
         raise InputError("initial", f"{initial} holds a {type(other).__name__}")
-    # As JSON holds them, which knows no tuples.
+    # Compared as JSON, which has no tuples.
     ours, theirs = (json.loads(json.dumps(dict(x.architecture()))) for x in (network, answers_of(other)))
     added = {part.field for part in network.additions if ours.get(part.field)}
     for name, value in ours.items():

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: a progress bar, `log.jsonl`, and TensorBoard events."""
+"""The log of a run: progress bar, `log.jsonl` and TensorBoard events."""
 
 import json
 import os
@@ -23,20 +23,20 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """The scalars of a run, to the terminal, to `log.jsonl` and to TensorBoard.
+    """Writes the scalars of a run to the terminal, to `log.jsonl` and to TensorBoard.
 
-    A resumed run first drops what an interrupted one wrote after the checkpoint.
+    When a run is resumed, the rows of `log.jsonl` after step `first_step` are removed.
 
     Args:
         run: the run folder.
-        first_step: steps done so far.
-        steps: steps in all.
-        batch_size: samples a step.
-        unit: what a sample is called.
-        terms: names of the loss's terms, which the progress bar shows.
+        first_step: number of steps done so far.
+        steps: total number of steps.
+        batch_size: samples per step.
+        unit: name of the samples, such as "images".
+        terms: names of the loss terms that the progress bar shows.
 
     Raises:
-        OSError: here and in every method, if a file cannot be written.
+        OSError: also in every method, if a file cannot be written.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        with suppress(*([Exception] if kind else [])):  # the first of several failures is the one to tell
+        with suppress(*([Exception] if kind else [])):  # do not hide the original exception
             self.events.close()
         with suppress(*([Exception] if kind else [])):
             self.file.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar to `step` steps done."""
+        """Set the progress bar to `step` completed steps."""
         self.progress.update(self.task, completed=step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record the scalars of `step`."""
+        """Write the scalars of `step`."""
         self.file.write(_line({"step": step, **scalars}))
         self.file.flush()
         for name, value in scalars.items():
@@ -96,31 +96,35 @@ class RunLog:
         terms = f"{values}  {rate:,.0f} {self.unit}/s"
         self.progress.update(self.task, terms=terms)
         tenths = [10 * number // self.steps for number in (self.last_line, step)]
-        if not self.console.is_terminal and tenths[1] > tenths[0]:  # a file gets ten lines, not a bar
+        if (
+            not self.console.is_terminal and tenths[1] > tenths[0]
+        ):  # without a terminal: ten lines instead of a bar
             self.last_line = step
             self.console.print(f"step {step:,}/{self.steps:,}  {terms}", highlight=False, soft_wrap=True)
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
-        """Show a picture in TensorBoard."""
+        """Write an image to TensorBoard."""
         pixels = np.asarray(image)
         self.events.write(step, summary.image(name, pixels, dataformats="HW" if pixels.ndim == 2 else "HWC"))
 
     def flush(self) -> None:
-        """Make sure that what was recorded so far is on the disk, before a checkpoint counts on it."""
+        """Flush all files, and `log.jsonl` to disk, before a checkpoint is written."""
         self.events.flush()
         os.fsync(self.file.fileno())
 
     def message(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class EventFile:
-    """TensorBoard events, written at once: `SummaryWriter` has a thread that a full disk kills unseen.
+    """TensorBoard events, written synchronously.
+
+    `SummaryWriter` writes in a thread, where an error such as a full disk is not noticed.
 
     Args:
-        run: the folder; every start of a run adds a file.
-        first_step: TensorBoard hides what earlier files hold of later steps.
+        run: the run folder; each start of the run adds a file.
+        first_step: number of steps done so far; TensorBoard ignores later steps in earlier files.
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
@@ -139,7 +143,7 @@ class EventFile:
         self.writer.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Hand what was written to the operating system."""
+        """Flush to the operating system."""
         self.writer.flush()
 
     def close(self) -> None:
@@ -148,7 +152,10 @@ class EventFile:
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's `log.jsonl`; a last line cut off by a kill is left out."""
+    """Read the rows of a run's `log.jsonl`, up to the first line that is not valid JSON.
+
+    The last line may be incomplete if the run was killed.
+    """
     path = run / LOG_NAME
     rows: list[dict[str, float]] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:

@@ -1,4 +1,4 @@
-"""Pictures of samples while a run goes on."""
+"""Pictures of samples during training."""
 
 from collections.abc import Sized
 from pathlib import Path
@@ -17,11 +17,11 @@ POINTS = 2000
 
 
 def draw_samples(model: TrainedModel, dataset: Dataset, folder: Path, log: RunLog, seed: int) -> None:
-    """Draw samples of a model in training into `folder` and, of images, into TensorBoard.
+    """Write a picture of samples to `folder` and, for images, to TensorBoard.
 
-    Images are drawn in one step, a row a class; points of the plane in one, two and four steps beside
-    their data. Other points have no picture, nor have latents without a decoder, nor samples that are not
-    finite.
+    Images are sampled in one step, with one row per class. Points in the plane are sampled in one, two and
+    four steps and shown next to the data. There is no picture for other points, for latents without a
+    decoder, and if samples are not finite.
 
     Raises:
         OSError: if the picture cannot be written.
@@ -46,8 +46,8 @@ def draw_samples(model: TrainedModel, dataset: Dataset, folder: Path, log: RunLo
 
 
 def _all_finite(samples: list[Tensor], step: int, log: RunLog) -> bool:
-    """Whether samples can be drawn; if not, training goes on and tells better what is wrong."""
+    """Whether all samples are finite; if not, a message is logged and training continues."""
     if all(torch.isfinite(values).all() for values in samples):
         return True
-    log.message(f"step {step}: samples are not finite, there is no picture of them")
+    log.message(f"step {step}: samples are not finite, no picture is written")
     return False

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint, and what has changed since it was written."""
+"""Resume a run: load its newest checkpoint and compare it with the configuration."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ from tvmatch.training.state import TrainingState
 
 
 def expect_newest(run: Path, step: int) -> None:
-    """Refuse to go on from `step` in a run folder where somebody has gone further.
+    """Check that the run folder has no checkpoint of a later step than `step`.
 
     Raises:
-        InputError: if there is a checkpoint of a later step.
+        InputError: if there is one, written by another trainer.
     """
     for newest in checkpoints(run)[-1:]:
         if step_of(newest) > step:
             raise InputError(
                 "out",
-                f"another trainer has gone on to {newest}, this one is at step {step}; resume from there",
+                f"another trainer has written {newest}, this one is at step {step}; resume from there",
             )
 
 
@@ -34,21 +34,21 @@ def load_newest(
     initial: str | None,
     facts: dict[str, Any],
 ) -> list[str]:
-    """Load the newest checkpoint of a run; a run without one (killed before its first) starts over.
+    """Load the newest checkpoint of a run into `state`; without a checkpoint the run starts from step 0.
 
     Args:
-        path: what the user asks to resume: the run folder, or its newest checkpoint.
+        path: the run folder or its newest checkpoint, as given by the user.
         run: the run folder.
-        state: receives the checkpoint.
-        model: of the run as configured.
-        initial: what the configuration says of its first weights.
-        facts: see `checkpoint.build_facts`.
+        state: the training state, changed in place.
+        model: the model for the configuration.
+        initial: the option `initial` of the configuration.
+        facts: the current `checkpoint.build_facts`.
 
     Returns:
-        Messages.
+        Messages about what changed since the checkpoint.
 
     Raises:
-        InputError: for another checkpoint, or one that does not fit.
+        InputError: if `path` is not the newest checkpoint, or the checkpoint does not fit the configuration.
     """
     saved = checkpoints(run)
     if not saved:
@@ -60,35 +60,35 @@ def load_newest(
 
 
 def expect_same_model(folder: Path, model: TrainedModel, initial: str | None) -> None:
-    """Refuse to go on with another network, data set or parameterisation than a checkpoint's.
+    """Check that network, data set, parameterisation and `initial` are those of a checkpoint.
 
     Args:
         folder: the checkpoint.
-        model: of the run as configured.
-        initial: what the configuration says of its first weights.
+        model: the model for the configuration.
+        initial: the option `initial` of the configuration.
 
     Raises:
         InputError: naming the first difference.
     """
     saved = read_json(folder / "model.json", FORMAT)
     ours = json.loads(json.dumps(model.describe()))
-    _take_rounding(saved.get("data"), ours["data"])
+    _ignore_rounding(saved.get("data"), ours["data"])
     for key in ("network", "data", "scaled", "guidance"):
         if saved.get(key) != ours[key]:
             raise InputError(folder, _difference(key, saved.get(key), ours[key]))
     history = saved.get("provenance")
-    start = history.get("initial") if isinstance(history, dict) else None
-    if start != initial:
+    saved_initial = history.get("initial") if isinstance(history, dict) else None
+    if saved_initial != initial:
         raise InputError(
             "initial",
-            f"{folder} started from {start or 'random weights'}, the configuration says "
+            f"{folder} started from {saved_initial or 'random weights'}, the configuration says "
             f"{initial or 'random weights'}",
         )
 
 
 def changes_since(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A message if facts that must agree for an exact continuation have changed."""
-    # In checkpoints that do not say.
+    """A message if facts have changed that must agree for bit-for-bit equality; see `build_facts`."""
+    # The values in checkpoints of earlier versions.
     before = {"compile": False, "recompute": "none", "random_streams": 1} | before
     if before == now:
         return []
@@ -96,21 +96,21 @@ def changes_since(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         f"{name} {before.get(name)} → {value}" for name, value in now.items() if value != before.get(name)
     ]
     return [
-        f"changed since the checkpoint: {', '.join(changes)}; the run goes on, but will not repeat "
-        "an uninterrupted one bit for bit"
+        f"changed since the checkpoint: {', '.join(changes)}; the run continues, but will not equal an "
+        "uninterrupted run bit for bit"
     ]
 
 
 def _difference(key: str, saved: Any, ours: Any) -> str:
-    """What differs between a checkpoint's description and the configuration's."""
+    """A message with the first difference between a checkpoint and the configuration."""
     if isinstance(saved, dict) and isinstance(ours, dict):
         name = next(name for name in (ours | saved) if saved.get(name) != ours.get(name))
         key, saved, ours = f"{key}.{name}", saved.get(name), ours.get(name)
     return f"its {key} is {saved}, the configuration's {ours}"
 
 
-def _take_rounding(saved: Any, ours: dict[str, Any]) -> None:
-    """Take the checkpoint's digits of a normalisation that is the same but for its rounding, in place."""
+def _ignore_rounding(saved: Any, ours: dict[str, Any]) -> None:
+    """Replace our mean and std by the checkpoint's if they differ only by rounding, in place."""
     scale = ours["std"]
     for name in ("mean", "std"):
         numbers = saved.get(name) if isinstance(saved, dict) else None

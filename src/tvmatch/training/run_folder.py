@@ -1,4 +1,4 @@
-"""The run folder: which may be written to, by whom, and what configuration made it."""
+"""The run folder: checks, lock and configuration."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ CONFIG_NAME = "config.yaml"
 
 
 def check_out(out: Path, resume: str | Path | None) -> None:
-    """Refuse a folder that a run must not write to.
+    """Check that a run may write to a folder.
 
     Raises:
-        InputError: unless `out` is missing or empty, or holds the run to resume.
+        InputError: unless `out` is missing or empty, or contains the run to resume.
     """
     if not out.exists() or (out.is_dir() and all(is_lock(path.name) for path in out.iterdir())):
         return
@@ -32,13 +32,13 @@ def check_out(out: Path, resume: str | Path | None) -> None:
 
 
 def lock_run(out: Path, resume: str | Path | None) -> FolderLock:
-    """The lock of a run folder that may be written to: nobody else trains in it until it is released.
+    """Lock a run folder against other runs, until the lock is released.
 
     Raises:
-        InputError: as `check_out`, or if another run holds the lock.
+        InputError: see `check_out`; or if another run holds the lock.
     """
     if not (out / CONFIG_NAME).is_file() and not (out / LOCK_NAME).exists():
-        check_out(out, resume)  # before there is a lock in a folder of something else
+        check_out(out, resume)  # before a lock file is written to an unrelated folder
     lock = FolderLock(out, doing="trains in it")
     try:
         check_out(out, resume)
@@ -49,7 +49,7 @@ def lock_run(out: Path, resume: str | Path | None) -> FolderLock:
 
 
 def run_folder(path: Path) -> Path:
-    """The run folder of a run folder or of one of its checkpoints."""
+    """The run folder for a path to a run folder or to one of its checkpoints."""
     if not path.exists():
         raise InputError(path, "no such file or folder")
     if (path / CONFIG_NAME).is_file():
@@ -61,16 +61,16 @@ def run_folder(path: Path) -> Path:
 
 
 def run_config(run: Path) -> Config:
-    """The configuration that a run folder was trained with.
+    """The configuration of a run folder.
 
     Raises:
-        InputError: if its data set was given from Python, so that no file says what it is.
+        InputError: if the data set was passed from Python and is therefore not in the configuration.
     """
     content = read_yaml(run / CONFIG_NAME)
     if content.get("data") is None:
         raise InputError(
             run / CONFIG_NAME,
-            "the data set of this run was given from Python; evaluate it from Python, "
+            "the data set of this run was passed from Python; evaluate it from Python, "
             "with tvmatch.evaluation",
         )
     return parse_config(content, str(run / CONFIG_NAME))

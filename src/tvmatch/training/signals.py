@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after its state is saved."""
+"""Save the run, then end it, on Ctrl-C (SIGINT) and SIGTERM."""
 
 import signal
 import threading
@@ -10,12 +10,12 @@ from types import FrameType
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818  # not an error: the run is saved and can go on
-    """SIGINT or SIGTERM ended the run after saving it.
+class Interrupted(Exception):  # noqa: N818  # not an error: the run is saved and can be resumed
+    """SIGINT or SIGTERM ended the run after a checkpoint was saved.
 
     Attributes:
-        signal_number: which.
-        checkpoint: where to resume.
+        signal_number: number of the signal.
+        checkpoint: the saved checkpoint.
     """
 
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
@@ -27,9 +27,10 @@ class Interrupted(Exception):  # noqa: N818  # not an error: the run is saved an
 
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one of either is not held back.
+    """Append the first SIGINT or SIGTERM to the yielded list instead of ending the process.
 
-    Outside the main thread Python allows no handlers: there the list stays empty.
+    After the first signal the previous handlers are restored, so a second one has its usual effect. Outside
+    the main thread, where Python allows no signal handlers, the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

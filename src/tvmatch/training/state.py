@@ -1,4 +1,4 @@
-"""Everything that changes during training: weights, their averages, the optimiser."""
+"""The training state: weights, their moving averages, the optimiser."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ from tvmatch.models.ema import ParameterAverage
 
 @dataclass
 class TrainingState:
-    """Everything that changes during training.
+    """The training state; checkpoints save all of it.
 
     Attributes:
-        network: the weights being trained.
-        target: their average in the role of θ*, or None when the network itself has it.
-        evaluation: their average for sampling.
+        network: the trained network.
+        target: the moving average that is the target θ*; None if the target is another network.
+        evaluation: the moving average for sampling.
         optimizer: AdamW over the network's parameters, in their order.
-        step: optimiser steps done.
-        seconds: wall-clock time spent in training steps.
+        step: number of optimiser steps done.
+        seconds: wall-clock time of the training steps.
     """
 
     network: nn.Module
@@ -35,15 +35,13 @@ class TrainingState:
 
 
 def untrained_network(config: Config, spec: DataSpec) -> BaseNetwork:
-    """The network with initial weights, a function of the configuration's seed alone.
-
-    No random state of the process takes part or changes, so threads may do this at the same time.
+    """The network with initial weights, which depend only on the configuration and its seed.
 
     Raises:
-        InputError: if it does not fit the data, or into memory.
+        InputError: if it does not fit the data or into memory.
     """
     try:
-        with torch.device("cpu"):  # whatever PyTorch's default is
+        with torch.device("cpu"):  # PyTorch's default device may be another
             return build_network(
                 config.network,
                 spec.shape,
@@ -60,13 +58,13 @@ def untrained_network(config: Config, spec: DataSpec) -> BaseNetwork:
 def initial_state(
     config: Config, spec: DataSpec, device: torch.device | None, network: nn.Module | None = None
 ) -> TrainingState:
-    """The network as it starts, with both averages and AdamW.
+    """The state before the first step.
 
     Args:
         config: the run.
         spec: of its data.
-        device: where to put everything; None leaves it where it is made.
-        network: with the weights to start from; by default those of the configuration's seed.
+        device: of the networks; None: the network is not moved.
+        network: network with its initial weights. Default: `untrained_network`.
 
     Raises:
         InputError: if the network does not fit the data.
@@ -97,7 +95,7 @@ def accelerate_training(
     teacher: nn.Module | None = None,
     backend: str | None = None,
 ) -> None:
-    """Apply recomputation and compilation to all networks but the evaluation average, which is saved."""
+    """Apply recomputation and compilation to all networks except the evaluation average, which is saved."""
     accelerate(state.network, recompute=training.recompute, compiled=training.compile, backend=backend)
     for network in (None if state.target is None else state.target.network, teacher):
         if network is not None:

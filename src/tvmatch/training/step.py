@@ -1,7 +1,8 @@
-"""One optimiser step, from a batch of data to new weights, read top to bottom."""
+"""One optimiser step, from a batch of data to new weights."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -35,26 +36,24 @@ def draw_inputs(
     config: Config,
     step: int,
     device: torch.device,
-    rows: range | None = None,
 ) -> Inputs:
-    """The objective's inputs in an optimiser step: a row's are a function of (seed, step, row) alone.
+    """Draw the objective's inputs for an optimiser step; those of a row depend only on (seed, step, row).
 
-    They are drawn on the CPU, so that every device trains on the same numbers.
+    They are drawn on the CPU, so that they are the same for every device.
 
     Args:
         batch: data, not empty.
         spec: of the data.
         config: the run.
         step: number of the step, from 0.
-        device: where the inputs are wanted.
-        rows: which rows of the step's batch `batch` holds; by default the first.
+        device: of the returned inputs.
 
     Raises:
         InputError: if the batch is empty.
     """
-    rows = range(len(batch.values)) if rows is None else rows
+    rows = range(len(batch.values))
     if not rows:
-        raise InputError("batch", "there are no elements in it")
+        raise InputError("batch", "must not be empty")
     x0, draws = spec.normalize(batch.values), RowDraws(config.seed, "step", step)
     inputs = config.objective.draw(x0, batch.condition, spec.class_count, draws, rows).to(device)
     config.objective.check_inputs(inputs)
@@ -70,21 +69,21 @@ def training_step(
     step: int,
     autocast: torch.autocast,
 ) -> StepResult:
-    """Loss, gradient and one AdamW step; the moving averages are the caller's.
+    """Compute loss and gradient, and do one AdamW step. Does not update the moving averages.
+
+    With `training.accumulation` the batch is processed in several parts; the gradient is the same.
 
     Args:
-        network: F_θ, whose parameters change.
+        network: F_θ; its parameters are changed.
         target: F_θ*.
         optimizer: over the network's parameters; its learning rate is set here.
-        inputs: of the objective, of any number of rows but none.
+        inputs: of the objective, with at least one row.
         config: the run.
         step: number of the step, from 0.
         autocast: the precision of both networks.
 
-    The gradient is that of the mean over all rows, in however many parts they are taken.
-
     Raises:
-        InputError: if there are no rows.
+        InputError: if there are no rows, or PyTorch cannot compile the network through `torch.func.jvp`.
         NonFiniteError: before any weight changes, if the loss or its gradient is not finite.
     """
 
@@ -98,13 +97,14 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     count = len(inputs.x0)
     if count == 0:
-        raise InputError("inputs", "an empty batch has no loss")
+        raise InputError("inputs", "must not be empty")
     rows = math.ceil(count / config.training.accumulation)
     parts = []
     for start in range(0, count, rows):
-        part = loss_of_rows(slice(start, start + rows))
-        share = part.loss * (min(rows, count - start) / count)
-        share.backward()
+        with _compilation_explained(network, config.training.compile):
+            part = loss_of_rows(slice(start, start + rows))
+            share = part.loss * (min(rows, count - start) / count)
+            share.backward()
         parts.append(Loss(share.detach(), {name: values.detach() for name, values in part.terms.items()}))
     loss = Loss(
         torch.stack([part.loss for part in parts]).sum(),
@@ -113,7 +113,7 @@ def training_step(
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     gradient_norm = nn.utils.get_total_norm(gradients)
     if not torch.isfinite(loss.loss + gradient_norm).item():
-        # Looking for the place takes batches of other sizes, which are not worth compiling for.
+        # The search uses other batch sizes, for which compilation would take too long.
         with torch.compiler.set_stance("force_eager") if config.training.compile else nullcontext():
             found = describe(
                 step + 1, inputs, loss, config.objective.term_times, network, loss_of_rows, rows_at_once=rows
@@ -126,3 +126,18 @@ def training_step(
         group["lr"] = config.optimizer.rate_at(step, config.training.steps)
     optimizer.step()
     return StepResult(loss, gradient_norm)
+
+
+@contextmanager
+def _compilation_explained(network: nn.Module, compiled: bool) -> Iterator[None]:
+    """Explain an error of PyTorch 2.13 in compiled code that contains `torch.func.jvp`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not compiled or "ZeroTensors are immutable" not in str(error):
+            raise
+        raise InputError(
+            "training.compile",
+            f"PyTorch {torch.__version__} cannot compile {type(network).__name__} through torch.func.jvp; "
+            "train it with training.compile=false",
+        ) from error

@@ -1,4 +1,4 @@
-"""A training run: built from a configuration, carried to its last step, interrupted and resumed."""
+"""`Trainer`: a training run, which can be interrupted and resumed."""
 
 import time
 from collections.abc import Generator, Iterator, Sized
@@ -48,16 +48,16 @@ class Trainer:
 
     Args:
         config: the run.
-        dataset: what to train on.
-        out: the run folder; it must be empty, missing, or hold the run that `resume` names.
+        dataset: the training data.
+        out: the run folder; it must be empty, missing, or the run given by `resume`.
         device: "auto", or a PyTorch device name.
-        resume: a run folder or its newest checkpoint, to continue; it must fit the configuration.
-        decoder: for latents, what makes images of them; without it no samples are drawn.
-        lock: of `out`, if the caller holds it (`lock_run`); by default the trainer takes one.
+        resume: the run folder or its newest checkpoint, to resume the run; must fit the configuration.
+        decoder: for latents, decodes them to images; without it there are no pictures of samples.
+        lock: of `out`, if the caller holds it (`lock_run`). Default: the trainer locks the folder.
 
     Raises:
-        InputError: if `out` holds another run or is being written to, the checkpoint does not fit, the
-            configuration is wrong or does not fit the data, or this is one of several processes.
+        InputError: if `out` contains another run or another run writes to it, the checkpoint does not fit,
+            the configuration is wrong or does not fit the data, or there are several processes.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Trainer:
             self._prepare(resume)
 
     def _prepare(self, resume: str | Path | None) -> None:
-        """What training starts from, in a folder that is locked."""
+        """Build state and teacher, load the checkpoint, and compile; the folder is locked."""
         config, dataset = self.config, self.dataset
         self.state = initial_state(config, dataset.spec, self.device, self._initial_network())
         self.teacher = load_teacher(dataset.spec, config.objective, self.device)
@@ -99,7 +99,7 @@ class Trainer:
             self.messages.append("compiling: the first step takes a minute or more")
 
     def _initial_network(self) -> nn.Module | None:
-        """The network to fine-tune, unless there is a checkpoint of this run, whose weights come instead."""
+        """The network to fine-tune; None without `initial`, or if this run has a checkpoint to resume."""
         if self.config.initial is None or checkpoints(self.out):
             return None
         network = untrained_network(self.config, self.dataset.spec)
@@ -107,7 +107,7 @@ class Trainer:
         return network
 
     def _build_facts(self) -> dict[str, Any]:
-        """What must agree for an exact continuation, the size of the data set included."""
+        """`build_facts`, with the size of the data set, compilation and recomputation."""
         elements = len(self.dataset) if isinstance(self.dataset, Sized) else None
         training = self.config.training
         chosen = {"elements": elements, "compile": training.compile, "recompute": training.recompute}
@@ -121,7 +121,7 @@ class Trainer:
         return self.state.network if self.state.target is None else self.state.target.network
 
     def trained_model(self) -> TrainedModel:
-        """The evaluation average as a model to sample from; it changes as training goes on."""
+        """The evaluation average as a model for sampling; training changes it in place."""
         config = self.config
         return TrainedModel(
             network=self.state.evaluation.network,
@@ -144,16 +144,16 @@ class Trainer:
         )
 
     def run(self, until: int | None = None) -> TrainedModel:
-        """Train up to step `until` (the configuration's last by default), then save.
+        """Train until step `until` (default: the last step of the configuration), then save a checkpoint.
 
         Returns:
             The evaluation average.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM, once everything is saved.
+            Interrupted: after SIGINT or SIGTERM; a checkpoint was saved.
             InputError: for a mistake in the data, or if the run folder cannot be written.
-            DataError: if the data set fails in another way, or a process that reads it ends.
-            NonFiniteError: if a loss or gradient is not finite; the last checkpoint stays as it was.
+            DataError: if the data set fails with another error, or a process that reads it ends.
+            NonFiniteError: if a loss or gradient is not finite; the last checkpoint is not changed.
         """
         last = self.config.training.steps if until is None else min(until, self.config.training.steps)
         try:
@@ -169,7 +169,7 @@ class Trainer:
 
     @contextmanager
     def _locked(self) -> Iterator[FolderLock]:
-        """Nobody else trains in the run folder meanwhile."""
+        """Hold the lock of the run folder in this context."""
         if self._lock is not None:
             yield self._lock
         else:
@@ -188,7 +188,7 @@ class Trainer:
             collected_signals() as received,
             closing(self._read(range(self.state.step, last), received)) as batches,
         ):
-            unlocked = f"{self.out}: {lock.problem}; nothing keeps a second run out of it"
+            unlocked = f"{self.out}: {lock.problem}; a second run in this folder is not prevented"
             findings = getattr(self.dataset, "findings", ())
             for message in [*findings, *self.messages, *([unlocked] if lock.problem else [])]:
                 log.message(message)
@@ -205,14 +205,14 @@ class Trainer:
                 raise Interrupted(received[0], checkpoint)
 
     def _read(self, steps: range, received: list[int]) -> Generator[Batch]:
-        """The batches of these steps, or of fewer if a signal comes while one is waited for."""
+        """The batches of these steps; ends early if a signal arrives while it waits for a batch."""
         batches = step_batches(self.dataset, self.config, steps, stopped=lambda: received)
         with self._data_errors(), batches as read:
             yield from read
 
     @contextmanager
     def _data_errors(self) -> Iterator[None]:
-        """Errors of the data say at which step, and what there is to go back to."""
+        """Add the step and the last checkpoint to errors of the data."""
         try:
             yield
         except InputError as error:
@@ -221,7 +221,7 @@ class Trainer:
             raise DataError(f"step {self.state.step}: {error}; {last_checkpoint(self.out)}") from error
 
     def _step(self, batch: Batch, log: RunLog) -> None:
-        """One optimiser step, the moving averages, and the log."""
+        """Do one optimiser step, update the moving averages, and write the log."""
         state, training = self.state, self.config.training
         batch = checked_batch(batch, self.dataset, training.batch_size)
         inputs = draw_inputs(batch, self.dataset.spec, self.config, state.step, self.device)
@@ -247,7 +247,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     def _on_schedule(self, log: RunLog) -> None:
-        """Pictures and checkpoints that are due."""
+        """Write the pictures and checkpoints that are due at this step."""
         training, step = self.config.training, self.state.step
         if training.sample_every and step % training.sample_every == 0:
             samples = self.out / "samples"
@@ -257,7 +257,7 @@ class Trainer:
             self._save(log)
 
     def _save(self, log: RunLog) -> Path:
-        """Write a checkpoint, after what the log holds of the steps before it."""
+        """Flush the log, then write a checkpoint."""
         broken = first_non_finite(self.state)
         if broken is not None:
             raise NonFiniteError(f"step {self.state.step}: not finite: {broken}; this state is not saved")
@@ -280,18 +280,18 @@ def train(
     resume: bool = False,
     decoder: Decoder | None = None,
 ) -> TrainedModel:
-    """Train on any data set, for example a `tvmatch.data.TensorDataset` of one's own tensors.
+    """Train on any data set, for example a `tvmatch.data.TensorDataset`.
 
     Args:
-        config: a recipe, changed at will; its data section is not used.
-        dataset: what to train on.
+        config: the configuration, such as a modified recipe; its data section is not used.
+        dataset: the training data.
         out: the run folder.
         device: "auto", or a PyTorch device name.
-        resume: continue the run in `out` from its newest checkpoint.
-        decoder: for latents, what makes images of them (a `tvmatch.data.latents.autoencoder.Autoencoder`).
+        resume: resume the run in `out` from its newest checkpoint.
+        decoder: for latents, decodes them to images (a `tvmatch.data.latents.autoencoder.Autoencoder`).
 
     Returns:
-        The evaluation average, ready to sample.
+        The evaluation average as a model for sampling.
 
     Raises:
         InputError, DataError, Interrupted, NonFiniteError: see `Trainer`.

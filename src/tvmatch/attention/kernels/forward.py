@@ -1,11 +1,11 @@
-"""Forward pass: O, Ȯ and the row statistics that the backward pass needs, in one sweep over the keys.
+"""Forward pass: O, Ȯ and the row statistics for the backward pass, in one loop over the keys.
 
     S = α Q Kᵀ    Ṡ = α (Q̇ Kᵀ + Q K̇ᵀ)    P = softmax(S)    μ_i = Σ_j P_ij Ṡ_ij
     O = P V       Ȯ = [P ∘ (Ṡ − μ)] V + P V̇
 
-The sums are kept relative to a running maximum m (FlashAttention, arXiv 2205.14135) and, for the tangent, to
-a running mean r of Ṡ, so that rounding P ∘ (Ṡ − r) to half precision costs digits of the spread of Ṡ in a
-row, not of its mean. Per tile of keys, with p = 2^(S log₂e − m'), a = 2^(m − m'):
+The sums are relative to a running maximum m (FlashAttention, arXiv 2205.14135) and, for the tangent, to a
+running mean r of Ṡ: the rounding error of P ∘ (Ṡ − r) in half precision is then relative to the spread of Ṡ
+in a row, not to its mean. Per tile of keys, with p = 2^(S log₂e − m'), a = 2^(m − m'):
 
     l' = a l + Σ p            r' = r + Σ p (Ṡ − r) / l'
     U' = a U + p V            W' = a (W − (r' − r) U) + [p ∘ (Ṡ − r')] V + p V̇
@@ -59,14 +59,14 @@ def attention_forward(
     CAUSAL: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One program a block of queries. Absent tangents are None; `log_sum_exp` and `mean` are (B, H, N).
+    """One program per block of queries. Absent tangents are None; `log_sum_exp` and `mean` are (B, H, N).
 
-    MASKED: some tile may hold keys that do not count.
+    MASKED: a tile may contain masked keys.
     """
     SCORES_TANGENT: tl.constexpr = (q_tangent is not None) or (k_tangent is not None)
     block, place = locate(tl.cdiv(N, BLOCK_QUERIES), heads)
     if CAUSAL:
-        block = tl.cdiv(N, BLOCK_QUERIES) - 1 - block  # the longest rows first, for an even load at the end
+        block = tl.cdiv(N, BLOCK_QUERIES) - 1 - block  # the longest rows first, to balance the load
     first_query = block * BLOCK_QUERIES
     query = first_query + tl.arange(0, BLOCK_QUERIES)
     keys = key_count(key_lengths, place, M)
@@ -102,7 +102,7 @@ def attention_forward(
             S = tl.where(counts, S, float("-inf"))  # S alone: -inf in its tangent would give 0 · ∞
 
         raised = tl.maximum(maximum, tl.max(S, 1))
-        # A row that has met no key yet: -inf - -inf would be NaN.
+        # In a row without keys so far, -inf - -inf would be NaN.
         reference = tl.where(raised == float("-inf"), 0.0, raised) if MASKED else raised
         P = tl.math.exp2(S - reference[:, None])
         decay = tl.math.exp2(maximum - reference)

@@ -1,4 +1,4 @@
-"""dK, dK̇, dV and dV̇; see `query_gradients` for the mathematics."""
+"""dK, dK̇, dV and dV̇; the equations are in `query_gradients`."""
 
 import triton
 import triton.language as tl
@@ -57,11 +57,11 @@ def key_gradients(
     CAUSAL: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """dK, dK̇, dV, dV̇, one program a block of keys; tiles are transposed, rows are keys.
+    """dK, dK̇, dV, dV̇, one program per block of keys. Tiles are transposed: their rows are keys.
 
-    A gradient that is None is not computed, nor what only it needs: at large D the launcher asks for some of
-    them at a time, since the four accumulators together would not fit the registers. `inverse_scale` is
-    1 / `scale`, or 0 where that is 0.
+    A gradient that is None, and everything that only it needs, is not computed: for large D the launcher
+    computes them in several launches, since four accumulators do not fit into the registers. `inverse_scale`
+    is 1 / `scale`, or 0 if `scale` is 0.
     """
     OF_K: tl.constexpr = k_gradient is not None
     OF_K_TANGENT: tl.constexpr = k_tangent_gradient is not None
@@ -77,7 +77,7 @@ def key_gradients(
     start = 0
     if CAUSAL:
         start = first_key // BLOCK_QUERIES * BLOCK_QUERIES
-    start = tl.where(first_key < keys, start, N)  # none of these keys counts: no work, zeros are written
+    start = tl.where(first_key < keys, start, N)  # all keys are masked: write zeros
 
     K = load_tile(k, k_strides, place, first_key, M, D, BLOCK_KEYS, BLOCK_D)
     if (OF_K or OF_V) and SCORES_TANGENT and k_tangent is not None:

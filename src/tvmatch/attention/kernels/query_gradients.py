@@ -1,17 +1,17 @@
-"""dQ and dQ̇, with the mathematics of the whole backward pass: six gradients from four numbers a row.
+"""dQ and dQ̇, with the equations of the whole backward pass: six gradients from four numbers per row.
 
 With G and Ġ the cotangents of O and Ȯ, A = G Vᵀ + Ġ V̇ᵀ, B = Ġ Vᵀ, β_i = Ġ_i · O_i,
-δ_i = G_i · O_i + Ġ_i · Ȯ_i, and P, Ṡ, μ as in `forward` (P from the stored logarithm of its sum, so that it
-comes out normalised):
+δ_i = G_i · O_i + Ġ_i · Ȯ_i, and P, Ṡ, μ as in `forward` (P is computed from the stored
+log-sum-exp and therefore normalised):
 
     dṠ = P ∘ (B − β)                dS = P ∘ [A − δ + (Ṡ − μ) ∘ (B − β)]
     dQ = α (dS K + dṠ K̇)            dQ̇ = α dṠ K
     dK = α (dSᵀ Q + dṠᵀ Q̇)          dK̇ = α dṠᵀ Q
     dV = Pᵀ G + [P ∘ (Ṡ − μ)]ᵀ Ġ    dV̇ = Pᵀ Ġ
 
-Without Ġ this is the backward pass of the value alone. Each gradient has one writer, so that the results
-repeat bit for bit. Row statistics seed the accumulators of matrix products where what is added to a product
-afterwards would make the compiler wait for it, and serialise the products of a tile.
+Without Ġ this is the backward pass of the value alone. Each gradient is written by one program, so
+that results are deterministic. Row statistics are initial values of accumulators: added after a matrix
+product, they would make the compiler wait for the product and serialise the products of a tile.
 """
 
 import triton
@@ -70,10 +70,10 @@ def query_gradients(
     CAUSAL: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """dQ and dQ̇, one program a block of queries; also writes β and δ, float32 (B, H, N), for `key_gradients`.
+    """dQ and dQ̇, one program per block of queries. Also writes β and δ, float32 (B, H, N).
 
-    `g` and `g_tangent` are the cotangents G and Ġ. What is absent is None; a gradient that is None is not
-    computed, nor what only it needs.
+    `g` and `g_tangent` are the cotangents G and Ġ. Absent tensors are None; a gradient that is None, and
+    everything that only it needs, is not computed.
     """
     OF_Q: tl.constexpr = q_gradient is not None
     OF_TANGENT: tl.constexpr = q_tangent_gradient is not None
@@ -82,7 +82,7 @@ def query_gradients(
     )
     block, place = locate(tl.cdiv(N, BLOCK_QUERIES), heads)
     if CAUSAL:
-        block = tl.cdiv(N, BLOCK_QUERIES) - 1 - block  # the longest rows first, for an even load at the end
+        block = tl.cdiv(N, BLOCK_QUERIES) - 1 - block  # the longest rows first, to balance the load
     first_query = block * BLOCK_QUERIES
     query = first_query + tl.arange(0, BLOCK_QUERIES)
     keys = key_count(key_lengths, place, M)

@@ -1,4 +1,4 @@
-"""Reading and writing tiles of (B, H, rows, D) tensors with any strides of the first three dimensions."""
+"""Load and store tiles of (B, H, rows, D) tensors with any strides of the first three dimensions."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def locate(blocks, heads):
-    """This program's block of rows and its place (batch index, head); programs of one head are neighbours."""
+    """This program's block of rows and its place (batch index, head); blocks of one head are consecutive."""
     program = tl.program_id(0)
     block = program % blocks
     head = program // blocks
@@ -27,8 +27,8 @@ def load_tile(
 ):
     """Rows `row` … `row` + BLOCK_ROWS as (BLOCK_ROWS, BLOCK_D), zero outside the tensor.
 
-    `tensor` is a pointer, read with the strides (batch, head, row), or a tensor descriptor, which knows its
-    own and is read by the copy engine of Hopper chips.
+    `tensor` is a pointer with the strides (batch, head, row), or a tensor descriptor, which has its own
+    strides and is loaded by the copy engine of Hopper GPUs.
     """
     if isinstance(tensor, tl.tensor_descriptor):
         return tensor.load([place[0], place[1], row, 0]).reshape([BLOCK_ROWS, BLOCK_D])
@@ -52,7 +52,7 @@ def store_tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write (BLOCK_ROWS, BLOCK_D) to the rows from `row` on, in the tensor's precision."""
+    """Write (BLOCK_ROWS, BLOCK_D) to the rows from `row` on, in the tensor's dtype."""
     index = row + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_D)
     start = place[0].to(tl.int64) * strides[0] + place[1].to(tl.int64) * strides[1]
@@ -63,7 +63,7 @@ def store_tile(
 
 @triton.jit
 def key_count(key_lengths, place, M):
-    """The number of keys that count in this sample."""
+    """The number of keys of this sample that are not masked."""
     if key_lengths is None:
         return M
     else:
@@ -72,5 +72,5 @@ def key_count(key_lengths, place, M):
 
 @triton.jit
 def product(a, b, accumulator):
-    """accumulator + a b in float32; float32 operands are not rounded to TF32."""
+    """accumulator + a b in float32, without TF32."""
     return tl.dot(a, b, accumulator, input_precision="ieee")
