@@ -227,7 +227,7 @@ CASES: dict[str, Case] = {
     ),
     "guidance that is no number": Case(["sample", "run", "--guidance=nan"], "guidance: "),
     "no samples": Case(["sample", "run", "--count=0"], "count: must be at least 1, got 0"),
-    "negative seed": Case(["sample", "run", "--seed=-1"], "seed: must not be negative, got -1"),
+    "negative seed": Case(["sample", "run", "--seed=-1"], "seed: must be at least 0, got -1"),
     "batch of none": Case(["sample", "run", "--batch_size=0"], "batch_size: must be at least 1, got 0"),
     "another file format": Case(["sample", "run", "--out=a.jpg"], "out: must end in .png or .npz"),
     "points as a picture": Case(["sample", "points", "--out=a.png"], "out: must end in .npz for points"),

@@ -215,7 +215,7 @@ class TestWasserstein:
             wasserstein2(torch.zeros(0, 2), good)
         with pytest.raises(InputError, match="points b: must have shape"):
             wasserstein2(good, torch.zeros(3))
-        with pytest.raises(InputError, match="points b: there is a non-finite"):
+        with pytest.raises(InputError, match="points b: has a non-finite"):
             wasserstein2(good, torch.full((3, 2), torch.inf))
         with pytest.raises(InputError, match="points a: have 2 coordinates, points b have 3"):
             wasserstein2(good, torch.zeros(3, 3))
@@ -347,7 +347,7 @@ class TestDigits:
         with pytest.raises(InputError, match=r"reference_split: .* got 'test'"):
             evaluate_digits(sampler, reference_split="test")  # type: ignore[arg-type]
         assert not sampler.calls
-        with pytest.raises(InputError, match=r"sample: gave \(360, 2\)"):
+        with pytest.raises(InputError, match=r"sample: must return shape .* got \(360, 2\)"):
             evaluate_digits(lambda labels=None, **_: torch.zeros(360, 2), draws=1)
         with pytest.raises(InputError, match="360 of 360 vectors have a non-finite entry"):
             evaluate_digits(lambda labels=None, **_: torch.full((360, 1, 8, 8), torch.nan), draws=1)

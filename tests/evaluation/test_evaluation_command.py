@@ -239,7 +239,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path], object]]] = {
     ),
     "other features": (
         ["--reference=bad.npz"],
-        f"reference: bad.npz: mu has shape (2048,), the extractor's features make it ({POOLED},)",
+        f"reference: bad.npz: mu must have shape ({POOLED},) for this extractor, got (2048,)",
         lambda _: np.savez("bad.npz", **statistics(2048)),
     ),
     "statistics that are not finite": (

@@ -92,7 +92,7 @@ class TestRunningGaussian:
             running.update(torch.tensor([[0.0, 1, 2], [3, math.inf, 4]]))
         with pytest.raises(InputError, match="at least 2 vectors, there are 0"):
             running.statistics()
-        with pytest.raises(InputError, match="4 features a vector are added to 3"):
+        with pytest.raises(InputError, match="must be 3 a vector, got 4"):
             running.merge(RunningGaussian(4).moments())
 
 
@@ -137,7 +137,7 @@ class TestInceptionScore:
             inception_score(torch.zeros(9, 3))
         with pytest.raises(InputError, match="logits: must have shape"):
             inception_score(torch.zeros(9))
-        with pytest.raises(InputError, match="logits: there is a non-finite entry"):
+        with pytest.raises(InputError, match="logits: has a non-finite entry"):
             inception_score(torch.full((20, 2), torch.nan))
 
 
@@ -183,7 +183,7 @@ class TestPrecisionRecall:
             precision_recall(good[:3], good)
         with pytest.raises(InputError, match="the two sets have 2 and 3 a vector"):
             precision_recall(good, torch.zeros(5, 3))
-        with pytest.raises(InputError, match="real features: there is a non-finite entry"):
+        with pytest.raises(InputError, match="real features: has a non-finite entry"):
             precision_recall(good, good / 0)
         with pytest.raises(InputError, match="neighbours: must be at least 1"):
             precision_recall(good, good, neighbours=0)
@@ -350,7 +350,7 @@ class TestEvaluation:
             )
         assert reference is not None
         assert result is not None
-        assert "reference statistics are not kept" in caplog.text
+        assert "reference statistics are not cached" in caplog.text
         samples = to_bytes(made.sample(count=10, batch_size=4)).flatten(1).double() / 255
         expected = frechet_distance(fit_gaussian(samples), reference.pooled)
         assert result["rows"][0]["fd"] == pytest.approx(expected, rel=1e-5)  # float32 features

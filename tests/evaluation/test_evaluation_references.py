@@ -191,20 +191,20 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "a flipped bit": (damaged, "reference: bad.npz: not a readable .npz file (Bad CRC-32"),
     "objects": (
         lambda: np.savez("bad.npz", mu=np.array([{}, None], dtype=object)),
-        "reference: bad.npz: mu.npy holds Python objects, which are not read",
+        "reference: bad.npz: mu.npy contains Python objects, which are not read",
     ),
     "other arrays": (
         lambda: np.savez("bad.npz", samples=BATCH),
-        "reference: bad.npz holds neither statistics (mu, sigma) nor images (arr_0), but samples",
+        "reference: bad.npz contains neither statistics (mu, sigma) nor images (arr_0), but samples",
     ),
     "no covariance": (altered(sigma=None), "reference: bad.npz has mu but no sigma"),
     "other features": (
         altered(mu=np.zeros(2048), sigma=np.eye(2048)),
-        f"reference: bad.npz: mu has shape (2048,), the extractor's features make it ({POOLED},)",
+        f"reference: bad.npz: mu must have shape ({POOLED},) for this extractor, got (2048,)",
     ),
     "a covariance of other features": (
         altered(sigma=np.eye(3)),
-        f"reference: bad.npz: sigma has shape (3, 3), the extractor's features make it ({POOLED}, {POOLED})",
+        f"reference: bad.npz: sigma must have shape ({POOLED}, {POOLED}) for this extractor, got (3, 3)",
     ),
     "whole numbers": (
         altered(sigma=np.eye(POOLED, dtype=np.int64)),
@@ -240,7 +240,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "one image": (
         lambda: np.savez("bad.npz", BATCH[:1]),
-        "reference: bad.npz holds 1 images, at least 2 are needed",
+        "reference: bad.npz has 1 images, at least 2 are needed",
     ),
     "images in the order of columns": (
         lambda: np.savez("bad.npz", np.asfortranarray(BATCH)),
@@ -319,7 +319,7 @@ class TestPickle:
             ({"fid": {"mu": [0.0] * POOLED, "sigma": SIGMA}}, "its entry 'fid' has no array 'mu'"),
             (
                 {"fid": {"mu": np.zeros(8), "sigma": np.eye(8)}},
-                f"mu has shape (8,), the extractor's features make it ({POOLED},)",
+                f"mu must have shape ({POOLED},) for this extractor, got (8,)",
             ),
             ({"fid": {"mu": np.zeros(POOLED), "sigma": np.triu(SIGMA)}}, "its covariance is not symmetric"),
         ],
@@ -332,7 +332,7 @@ class TestPickle:
 
     def test_an_extractor_that_such_files_do_not_know(self) -> None:
         Path("reference.pkl").write_bytes(pickle.dumps(self.statistics()))
-        with pytest.raises(InputError, match="statistics of inception and dinov2, not of small"):
+        with pytest.raises(InputError, match="statistics of inception and dinov2 only, not of small"):
             load("reference.pkl")
 
 
@@ -436,7 +436,7 @@ class TestImages:
             np.save(place / f"latents/{number}.npy", np.ones((8, 4, 4), np.float32))
         labels = [[f"{number}.npy", number] for number in range(2)]
         (place / "latents/dataset.json").write_text(json.dumps({"labels": labels}))
-        with pytest.raises(InputError, match=r"^reference: latents holds latents, it must hold images"):
+        with pytest.raises(InputError, match=r"^reference: latents contains latents, must contain images"):
             load("latents")
 
 
@@ -518,7 +518,7 @@ class TestCache:
     def test_a_cache_that_cannot_be_written(self, place: Path, caplog: pytest.LogCaptureFixture) -> None:
         (place / "file").write_text("")
         assert_statistics(load(str(photographs(place / "real")), cache=place / "file"))
-        assert "reference statistics are not kept" in caplog.text
+        assert "reference statistics are not cached" in caplog.text
 
     def test_the_file_itself_as_a_reference(self, place: Path) -> None:
         load(str(photographs(place / "real")), with_vectors=True)

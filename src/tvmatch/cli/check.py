@@ -19,7 +19,7 @@ from tvmatch.check import (
     own_case,
     random_model,
 )
-from tvmatch.cli.options import DEVICE_HELP, add_import_option
+from tvmatch.cli.options import DEVICE_HELP, add_import_option, adder
 from tvmatch.compilation import obstacle as obstacle_to_compilation
 from tvmatch.config.parser import OneLineParser
 from tvmatch.devices import resolve_device, resolve_precision
@@ -39,20 +39,12 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 def run(arguments: list[str]) -> int:
     """Run the checks and print a table."""
     parser = OneLineParser(prog="tvmatch check", description=DESCRIPTION)
-    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
-    parser.add_argument(
-        "--dtype",
-        type=str,
-        default="auto",
-        help=f"auto (default, as in training), {', '.join(DTYPES)}; bfloat16 and float16 use autocast",
-    )
-    parser.add_argument(
-        "--model",
-        type=str,
-        default="tiny/2",
-        help=f"run folder, checkpoint, or a network with random weights: {', '.join(PRESETS)} "
-        "(default: tiny/2)",
-    )
+    add = adder(parser)
+    add("--device", default="auto", help=DEVICE_HELP)
+    dtypes = f"auto (as in training), {', '.join(DTYPES)}; bfloat16 and float16 use autocast"
+    add("--dtype", default="auto", help=dtypes)
+    models = f"run folder, checkpoint, or a network with random weights: {', '.join(PRESETS)}"
+    add("--model", default="tiny/2", help=models)
     add_import_option(parser)
     parsed = parser.parse_args(arguments)
 

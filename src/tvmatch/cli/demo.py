@@ -19,8 +19,8 @@ def run(arguments: list[str]) -> int:
     """Load the model and serve the page."""
     parser = OneLineParser(prog="tvmatch demo", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to serve (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port; 0 for any free port (default: 7860)")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to serve")
+    parser.add_argument("--port", type=int, default=7860, help="port; 0 for any free port")
     parsed = parser.parse_args(arguments)
 
     # Gradio writes pictures to this folder.

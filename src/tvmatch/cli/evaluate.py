@@ -19,9 +19,9 @@ are written to metrics.json in the run folder, or to the new file --out.
 With --reference, which a model of latents needs: FID, sFID, Inception Score, precision and recall in
 Inception features, or similar metrics in the features of another --extractor. The table has a row for each
 guidance weight and number of steps. Any checkpoint can be evaluated. Metrics are written to
-metrics_EXTRACTOR.json in the run folder, or beside model.json; an existing file of that name is replaced
-(--out keeps it). --labels_from and --uint8 truncate write to files of their own.
-Several processes started by torchrun share the work. Their number does not change the metrics."""
+metrics_EXTRACTOR.json in the run folder, or beside model.json; an existing file of that name is replaced,
+unless --out names a new file. Metrics with --labels_from or --uint8 truncate are written to separate files.
+Several processes started by torchrun share the work. Their number changes metrics by rounding only."""
 
 
 def run(arguments: list[str]) -> int:
@@ -29,14 +29,14 @@ def run(arguments: list[str]) -> int:
     parser = OneLineParser(prog="tvmatch evaluate", description=DESCRIPTION)
     options.add_checkpoint_options(parser)
     add = options.adder(parser)
-    add("--steps", default="1,2,4", help="network evaluations a sample (default: 1,2,4)")
+    add("--steps", default="1,2,4", help="network evaluations a sample")
     add(
         "--samples",
         type=int,
         help="number of samples (default: 50000 with a reference; otherwise 2000, or half of the images if "
-        "there are fewer than 4000; always 360 a draw for digits)",
+        "there are fewer than 4000); cannot be set for digits",
     )
-    add("--seed", type=int, default=0, help="seed of the noise and of the choice of data (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the noise and of the choice of data")
     add("--out", help="file for the metrics (default: in the run folder)")
     feature_metrics.add_options(parser)
     parsed = parser.parse_args(arguments)

@@ -38,10 +38,10 @@ OPTIONS = {
     "reference_crop": "crop of the reference images: centre or dhariwal (default: the crop of the model's "
     "training images, or dhariwal if the checkpoint does not record it)",
     "extractor": "inception (default), dinov2, or package.module:attribute for a custom extractor",
-    "weights": "weights of the extractor: file or folder (default: downloaded)",
+    "weights": "weights of the extractor: file or folder (default: published weights, downloaded)",
     "metrics": f"some of {','.join(METRICS)}, where pr is precision and recall (default: all that extractor "
     "and reference allow)",
-    "guidance": "guidance weights, such as 1.5,2, within the range the model was trained for",
+    "guidance": "guidance weights, such as 1.5,2, within the range of the model (default: its highest)",
     **options.LABEL_OPTIONS,
     "batch_size": "images at a time (default: 64)",
     "cache": "folder for computed reference statistics (default: tvmatch/references in HF_HOME)",

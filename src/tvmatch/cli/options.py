@@ -18,7 +18,7 @@ from tvmatch.errors import InputError
 from tvmatch.trained_model import Decoder, TrainedModel
 from tvmatch.trained_model.loading import load_with_decoder
 
-DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
 LABEL_OPTIONS = {
     "labels_from": "draw labels at random: data, with the class frequencies of the training data, or uniform "
     "(default: all classes in turn)",

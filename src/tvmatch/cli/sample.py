@@ -103,15 +103,15 @@ def _parser() -> OneLineParser:
     options.add_checkpoint_options(parser)
     add = options.adder(parser)
     add("--labels", help="names or numbers of classes, such as 3,cat (default: all classes in turn)")
-    add("--count", type=int, help="number of samples; labels are repeated in turn")
-    add("--first", type=int, default=0, help="number of the first sample (default: 0)")
+    add("--count", type=int, help="number of samples (default: one for each label or class, or 16)")
+    add("--first", type=int, default=0, help="number of the first sample")
     add("--steps", help="network evaluations a sample, such as 1,2,4 (default: 1)")
     add("--times", help="time grid instead of --steps, such as 1,0.6,0")
-    add("--guidance", type=float, help="guidance weight, within the range the model was trained for")
-    add("--seed", type=int, default=0, help="seed of the noise and of drawn labels (default: 0)")
+    add("--guidance", type=float, help="guidance weight within the range of the model (default: highest)")
+    add("--seed", type=int, default=0, help="seed of the noise and of drawn labels")
     for name, text in options.LABEL_OPTIONS.items():
         add(f"--{name}", help=text)
-    add("--batch_size", type=int, default=64, help="samples at a time (default: 64)")
+    add("--batch_size", type=int, default=64, help="samples at a time")
     add("--out", help="file or folder (default: samples.png, or samples.npz for points)")
     add("--format", help="adm: uint8 arrays for the evaluation of ADM (default: by the name of --out)")
     return parser
@@ -124,8 +124,7 @@ def _request(parsed: argparse.Namespace) -> Request:
     for name, least in (("count", 1), ("first", 0), ("seed", 0), ("batch_size", 1)):
         number = getattr(parsed, name)
         if number is not None and number < least:
-            wanted = "must not be negative" if least == 0 else f"must be at least {least}"
-            raise InputError(name, f"{wanted}, got {number}")
+            raise InputError(name, f"must be at least {least}, got {number}")
     uint8: Uint8 = parsed.uint8 or "round"
     check_uint8(uint8)
     counts = options.step_counts("1" if parsed.steps is None else parsed.steps)
@@ -143,12 +142,9 @@ def _check_out(out: Path, form: str | None, counts: tuple[int, ...]) -> tuple[La
         raise InputError("format", f"must be adm, got {form!r}; the name of --out chooses other formats")
     if not out.name:
         raise InputError("out", f"must name a file or a new folder, got {str(out)!r}")
-    # For pathlib, ".npz" is a name without a suffix.
-    suffix = (out.name if out.name.lower() in _SUFFIXES else out.suffix).lower()
+    suffix = out.suffix.lower()
     if suffix not in _SUFFIXES:
         raise InputError("out", f"must end in .png or .npz, or be the name of a folder, got {out}")
-    if out.name.lower() == suffix:
-        raise InputError("out", f"must have a name before its ending, got {out}")
     if form == "adm" and suffix != ".npz":
         raise InputError("out", f"must end in .npz for the format adm, got {out}")
     several = len(counts) > 1

@@ -99,7 +99,7 @@ def run(arguments: list[str]) -> int:
         action="store_true",
         help="print parameters, FLOPs and memory of a training step, without training",
     )
-    parser.add_argument("--world_size", type=int, default=1, help="number of GPUs for --dry_run (default: 1)")
+    parser.add_argument("--world_size", type=int, default=1, help="number of GPUs for --dry_run")
     add_defaults(parser, content, request.source)
     for file, own in zip(request.files, given, strict=True):
         add_defaults(parser, own, str(file))

@@ -1,6 +1,6 @@
-"""Features of many images, kept as what the figures need: statistics, and the features themselves if asked.
+"""Statistics of the features of many images.
 
-Shapes: n images in B a batch; d pooled and s spatial features, K classes.
+Shapes: n images, B in a batch; d pooled and s spatial features, K classes.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from tvmatch.evaluation.metrics.statistics import Moments, RunningGaussian
 from tvmatch.evaluation.samples import Progress
 from tvmatch.generation.uint8 import Uint8, to_bytes
 
-ImageSource = Callable[[range], Tensor]
-"""Images of consecutive numbers: in [0, 1], (B, C, H, W) with one channel or three."""
+ImagesByNumber = Callable[[range], Tensor]
+"""A function of consecutive image numbers that returns images in [0, 1], (B, 1 or 3, H, W)."""
 
 
 @dataclass(frozen=True)
 class FeatureSizes:
-    """How many numbers an extractor gives an image; None for what it does not give."""
+    """Number of features of each kind that an extractor returns for an image; None if it returns none."""
 
     pooled: int
     spatial: int | None
@@ -32,10 +32,10 @@ class FeatureSizes:
 
 
 def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes:
-    """Sizes of the features of an extractor, from one black image.
+    """Determine the sizes of an extractor's features from one black image.
 
     Raises:
-        InputError: if it does not give one vector an image.
+        InputError: if it does not return one vector for each image.
     """
     features = extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8, device="cpu"))
     sizes = []
@@ -47,22 +47,22 @@ def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes
         sizes.append(None if values is None else values.shape[1])
     pooled, spatial, logits = sizes
     if pooled is None:
-        raise InputError("extractor", f"{extractor.name} gives no pooled features")
+        raise InputError("extractor", f"{extractor.name} returns no pooled features")
     return FeatureSizes(pooled, spatial, logits)
 
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """What is kept of the features of n images.
+    """Features of n images, as far as metrics need them.
 
     Attributes:
         count: n.
-        images_per_second: of getting the images alone, of all processes together. Each one's first batch, for
-            which a GPU compiles and allocates, does not count where there are more.
+        images_per_second: speed of drawing or reading the images, summed over processes. The first batch of a
+            process, which includes warm-up, is not counted if there are more.
         pooled: mean and covariance of the pooled features.
-        spatial: of the spatial ones; None if they were not asked for.
-        vectors: the pooled features of the first images, float32 (≤ n, d), in the order of the images.
-        logits: float32 (n, K) in the order of the images; (0, K) if they were not asked for.
+        spatial: mean and covariance of the spatial features; None if `Kept.spatial` is false.
+        vectors: pooled features of the first `Kept.vectors` images, float32 (≤ n, d).
+        logits: float32 (n, K); (0, K) if `Kept.logits` is false.
     """
 
     count: int
@@ -75,12 +75,12 @@ class Collected:
 
 @dataclass(frozen=True)
 class Kept:
-    """What to keep of the features.
+    """What to keep in addition to the statistics of the pooled features.
 
     Attributes:
-        spatial: statistics of the spatial features.
-        vectors: pooled features themselves, of at most so many images.
-        logits: all of them.
+        spatial: whether to keep statistics of the spatial features.
+        vectors: number of images whose pooled features to keep.
+        logits: whether to keep all logits.
     """
 
     spatial: bool = False
@@ -89,7 +89,7 @@ class Kept:
 
 
 def collect(
-    images: ImageSource,
+    images: ImagesByNumber,
     count: int,
     extractor: Extractor,
     sizes: FeatureSizes,
@@ -100,24 +100,24 @@ def collect(
     uint8: Uint8 = "round",
     on_progress: Progress | None = None,
 ) -> Collected | None:
-    """Features of `count` images, in batches that several processes share.
+    """Compute features of `count` images, in batches that several processes share.
 
-    The batches are the same for any number of processes, and each process has consecutive ones; so the
-    figures depend on that number by rounding in float64 alone.
+    The batches do not depend on the number of processes, and each process has consecutive batches. Results
+    for different numbers of processes are therefore equal up to rounding in float64.
 
     Args:
-        images: gives those of consecutive numbers within 0 … count − 1.
-        count: at least 2.
+        images: called with numbers within 0 … count − 1.
+        count: number of images, at least 2.
         extractor: images to features.
-        sizes: of the extractor.
-        kept: what to keep of the features beside the statistics of the pooled ones.
+        sizes: of the extractor's features.
+        kept: what to keep in addition to the statistics of the pooled features.
         batch_size: images at a time.
-        processes: that share the work.
-        uint8: how the images become the bytes that the extractor sees.
-        on_progress: called with the images done, as if all processes were equally fast, and all.
+        processes: share the work.
+        uint8: conversion of images to the bytes that the extractor receives.
+        on_progress: called with the number of images done, estimated from this process, and `count`.
 
     Returns:
-        Everything in the first process, None in others.
+        The features of all processes in the first process, None in the others.
 
     Raises:
         InputError: for a batch size < 1, fewer than 2 images, or features that are not finite.
@@ -142,7 +142,7 @@ def collect(
         pooled.update(features.pooled)
         if kept.spatial and features.spatial is not None:
             spatial.update(features.spatial)
-        if kept.vectors > numbers.start:  # an empty slice would keep all of its batch in memory
+        if kept.vectors > numbers.start:  # an empty slice would keep its batch in memory
             vectors.append(features.pooled[: kept.vectors - numbers.start].float())
         if kept.logits and features.logits is not None:
             logits.append(features.logits.float())
@@ -167,7 +167,7 @@ def collect(
 
 
 def _joined(running: RunningGaussian, processes: Processes) -> RunningGaussian:
-    """What all processes have seen, in the first of them."""
+    """Merge the statistics of all processes in the first process."""
     moments = running.moments()
     counts = processes.gather(torch.tensor(moments.count, device="cpu"))
     means = processes.gather(moments.mean)

@@ -1,4 +1,4 @@
-"""Generated handwritten digits against real ones that were never trained on."""
+"""Metrics of handwritten digits: accuracy of a classifier, and the Fréchet distance to held-out digits."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,26 +13,25 @@ from tvmatch.evaluation.metrics.frechet import GaussianStatistics, fit_gaussian,
 from tvmatch.evaluation.samples import Progress, Sampler, check_steps, generate
 from tvmatch.seeds import fold
 
-Judge = Callable[[Tensor, Tensor], float]
-"""Share of images, (n, 1, 8, 8), that are classified as their labels, (n,)."""
+Accuracy = Callable[[Tensor, Tensor], float]
+"""Share of images, (n, 1, 8, 8), that a classifier assigns to their labels, (n,)."""
 
 
-def _fit_judge(real: TensorDataset) -> Judge:
-    """A classifier of 8 × 8 digits fitted on all of `real`.
+def _fit_classifier(real: TensorDataset) -> Accuracy:
+    """Fit a support vector machine with a Gaussian kernel to digits, and return its accuracy function.
 
-    A support vector machine with a Gaussian kernel. Cross-validated on the training digits it is right
-    98.7 % of the time, and between 98.7 and 99.0 % for any C from 10 to 100 and gamma from 0.05 to 0.4.
+    Its cross-validated accuracy on the training digits is 98.7 %.
     """
-    from sklearn.svm import SVC  # slow to import, so only when digits are judged
+    from sklearn.svm import SVC  # slow to import
 
     values, targets, *_ = real.take(len(real), seed=0)
     assert targets is not None
     classifier = SVC(C=10.0, gamma="scale", random_state=0).fit(values.flatten(1).numpy(), targets.numpy())
 
-    def judge(images: Tensor, labels: Tensor) -> float:
+    def accuracy(images: Tensor, labels: Tensor) -> float:
         return float(np.mean(classifier.predict(images.flatten(1).numpy()) == labels.numpy()))
 
-    return judge
+    return accuracy
 
 
 def evaluate_digits(
@@ -44,26 +43,24 @@ def evaluate_digits(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Do samples show the digit asked for, and are they distributed like real digits?
+    """Accuracy of a classifier on samples, and their Fréchet distance to real digits in pixel space.
 
-    Each of `draws` draws asks for the 360 labels of the reference digits. Its samples are judged by a
-    classifier of real digits, and compared with the reference by the Fréchet distance of their pixels
-    (`frechet_distance`, 64 features in [0, 1]). Both figures are averages over the draws. Draw d
-    has the same noise for every number of steps.
+    Each draw has the labels of the 360 reference digits, and the same noise for every number of steps. The
+    classifier was fitted to real digits. The Fréchet distance has 64 features in [0, 1]. Both metrics are
+    means over the draws.
 
     Args:
-        sample: `TrainedModel.sample` or anything called like it.
-        reference_split: "held_out" compares with the held-out digits; the classifier and the real
-            digits of `real_frechet` come from the training digits. "validation" does the same inside the
-            training digits ("fit" and "validation"), for choosing hyper-parameters.
+        sample: `TrainedModel.sample`, or a callable with the same arguments.
+        reference_split: "held_out" compares with the held-out digits; classifier and `real_frechet` use the
+            training digits. "validation" uses a split of the training digits, to choose hyper-parameters.
         steps: numbers of network evaluations a sample.
-        draws: at least 1.
-        seed: draw d uses streams folded from (seed, d).
+        draws: number of draws, at least 1.
+        seed: of the noise and of the choice of real digits.
         on_progress: called after each draw.
 
     Returns:
-        {"real_frechet": the distance between as many random real digits and the reference,
-         "classifier_accuracy": of the classifier on the reference,
+        {"real_frechet": distance between equally many training digits and the reference,
+         "classifier_accuracy": accuracy on the reference,
          "nfe": {"1": {"label_accuracy", "frechet", "frechet_ratio" = frechet / real_frechet,
                        "images_per_second"}, …}}
 
@@ -79,7 +76,7 @@ def evaluate_digits(
     real, aside = digits("train" if reference_split == "held_out" else "fit"), digits(reference_split)
     images, labels, *_ = aside.take(len(aside), seed=0)  # all of them
     assert labels is not None
-    judge = _fit_judge(real)
+    accuracy = _fit_classifier(real)
     reference = fit_gaussian(images.flatten(1))
 
     real_frechet = float(
@@ -89,7 +86,7 @@ def evaluate_digits(
     )
     result: dict[str, Any] = {
         "real_frechet": real_frechet,
-        "classifier_accuracy": judge(images, labels),
+        "classifier_accuracy": accuracy(images, labels),
         "nfe": {},
     }
     report = on_progress or (lambda done, total: None)
@@ -98,7 +95,7 @@ def evaluate_digits(
         for draw in range(draws):
             drawn = generate(sample, images, labels, steps=step_count, seed=fold(seed, "noise", draw))
             distances.append(_frechet(drawn.values, reference))
-            accuracies.append(judge(drawn.values, labels))
+            accuracies.append(accuracy(drawn.values, labels))
             seconds += drawn.seconds
             report(row * draws + draw + 1, len(steps) * draws)
         result["nfe"][str(step_count)] = {

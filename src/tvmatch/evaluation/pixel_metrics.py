@@ -1,4 +1,4 @@
-"""Images against real ones, by the Fréchet distance of their pixels."""
+"""Metrics of images: the Fréchet distance in pixel space."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,30 +21,27 @@ def evaluate_images(
 ) -> dict[str, Any]:
     """Pixel-space Fréchet distance between `count` samples and `count` real images.
 
-    The features are the C · H · W pixels in [0, 1]. It sees colours, brightness and the coarse shape
-    of things, not objects: it is no FID. With fewer images than pixels (3,072 for 32 × 32 in colour)
-    both covariances are singular and the distance of two *real* sets is far from 0, the more so the
-    smaller `count` is. So compare only numbers of the same `count`, and with `real_frechet`:
-    a ratio of 1 is as close as real images come. A distance of 32 × 32 colour images takes
-    one core about 0.3 s for 500 images, 3 s for 2,000, and 15 s for more than there are pixels. Memory is
-    that of the images in float64, some times over, until there are more of them than pixels.
+    The features are the C · H · W pixels in [0, 1], so the distance measures colours, brightness and coarse
+    shapes; it is not FID. If there are fewer images than pixels, the distance of two sets of *real* images is
+    far from 0, and increases as `count` decreases. Compare distances of the same `count` only, with
+    `real_frechet`: a ratio of 1 is the best possible.
 
     Args:
-        sample: `TrainedModel.sample` or anything called like it.
-        dataset: of images; gives two disjoint sets of `count`: the reference, and the one that
-            shows how far apart two real sets are.
-        count: of samples, and of images in each real set; at least 2.
+        sample: `TrainedModel.sample`, or a callable with the same arguments.
+        dataset: of images. It provides two disjoint sets of `count` images: the reference, and one whose
+            distance to the reference is `real_frechet`.
+        count: number of samples, and of images in each real set; at least 2.
         steps: numbers of network evaluations a sample.
         seed: of the noise and of the choice of images.
         on_progress: called after each distance.
 
     Returns:
         {"real_frechet": …, "nfe": {"1": {"frechet": …, "frechet_ratio": …, "images_per_second": …}, …}}.
-        Samples are drawn for the reference's labels where there are any.
+        Samples have the labels of the reference if it has any.
 
     Raises:
-        InputError: for points, `steps` < 1, `count` < 2, fewer images than 2 `count`, images that are
-            all alike, or samples of another shape than the images or with non-finite pixels.
+        InputError: for points, `steps` < 1, `count` < 2, fewer images than 2 `count`, images that are all
+            equal, or samples of another shape or with non-finite pixels.
     """
     check_steps(steps)
     if dataset.spec.kind != "image":
@@ -58,9 +55,7 @@ def evaluate_images(
 
     real_frechet = frechet_distance(fit_gaussian(real.values[count:].flatten(1)), reference)
     if real_frechet == 0:
-        raise InputError(
-            "dataset", f"the {2 * count} images taken are all alike, there is nothing to measure"
-        )
+        raise InputError("dataset", f"the {2 * count} images taken are all alike")
 
     report = on_progress or (lambda done, total: None)
     result: dict[str, Any] = {"real_frechet": real_frechet, "nfe": {}}

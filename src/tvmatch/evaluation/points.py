@@ -1,4 +1,4 @@
-"""Two-dimensional samples against fresh data."""
+"""Metrics of points: the Wasserstein distance to new data."""
 
 import math
 from collections.abc import Sequence
@@ -25,24 +25,23 @@ def evaluate_points(
 ) -> dict[str, Any]:
     """Exact 2-Wasserstein distance between `count` samples and `count` data points, for each number of steps.
 
-    A distance between two sets of 2,000 points differs by tens of per cent from draw to draw, so `draws`
-    of them are averaged, each between new samples and new data.
+    The distance is the mean over `draws` draws of new samples and new data, because the distance between two
+    sets of 2,000 points varies by tens of per cent.
 
     Args:
-        sample: `TrainedModel.sample` or anything called like it.
-        dataset: of points; each draw takes two disjoint sets of `count`: the reference, and the one that
-            shows how far apart two real sets are.
+        sample: `TrainedModel.sample`, or a callable with the same arguments.
+        dataset: of points. Each draw takes two disjoint sets of `count` points: the reference, and one whose
+            distance to the reference is `real_wasserstein2`.
         steps: numbers of network evaluations a sample.
-        count: of samples, and of points in each real set.
-        draws: number of distances that are averaged.
+        count: number of samples, and of points in each real set.
+        draws: number of distances to average.
         seed: of the noise and of the choice of data.
         on_progress: called after each distance.
 
     Returns:
         {"real_wasserstein2": …, "real_wasserstein2_error": …, "nfe": {"1": {"wasserstein2": …,
-        "wasserstein2_error": …, "points_per_second": …}, …}}: means, and their standard errors
-        (absent for one draw), in data units (see `wasserstein2`). Samples are drawn for the reference's
-        labels where there are any.
+        "wasserstein2_error": …, "points_per_second": …}, …}}: means and their standard errors (absent for
+        one draw), in data units. Samples have the labels of the reference if it has any.
 
     Raises:
         InputError: for images, `steps` < 1, `count` < 1, `draws` < 1, or fewer data points than 2 `count`.

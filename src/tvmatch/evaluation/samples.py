@@ -1,4 +1,4 @@
-"""Drawing the samples that an evaluation judges, and timing it."""
+"""Samples for an evaluation, with the time to draw them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tvmatch.errors import InputError
 
 
 class Sampler(Protocol):
-    """What an evaluation needs of `TrainedModel.sample`: n samples in data units, on the CPU."""
+    """The interface of `TrainedModel.sample` that evaluations use: n samples in data units, on the CPU."""
 
     def __call__(
         self, labels: Sequence[int] | None = None, *, count: int | None = None, steps: int = 1, seed: int = 0
@@ -19,22 +19,22 @@ class Sampler(Protocol):
 
 
 Progress = Callable[[int, int], None]
-"""Called with (parts done, parts in all) each time a part of an evaluation is done."""
+"""Called with (parts done, all parts) after each part of an evaluation."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Samples in data units, (n, *shape), and the seconds that drawing them took."""
+    """Samples in data units, (n, *shape), and the seconds it took to draw them."""
 
     values: Tensor
     seconds: float
 
 
 def generate(sample: Sampler, like: Tensor, labels: Tensor | None, *, steps: int, seed: int) -> Generated:
-    """As many samples as `like` has real elements, of the classes `labels` (None: without labels).
+    """Draw as many samples as `like` has elements, with these labels (None: without labels).
 
     Raises:
-        InputError: if the samples are not of the real elements' shape.
+        InputError: if the samples do not have the shape of `like`.
     """
     start = perf_counter()
     if labels is None:
@@ -44,7 +44,7 @@ def generate(sample: Sampler, like: Tensor, labels: Tensor | None, *, steps: int
     seconds = perf_counter() - start
     if values.shape != like.shape:
         raise InputError(
-            "sample", f"gave {tuple(values.shape)}, the data to compare with have shape {tuple(like.shape)}"
+            "sample", f"must return shape {tuple(like.shape)} like the data, got {tuple(values.shape)}"
         )
     return Generated(values, seconds)
 

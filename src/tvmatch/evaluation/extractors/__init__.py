@@ -1,4 +1,4 @@
-"""Extractors: InceptionV3 for FID, DINOv2 for FD-DINOv2, and any network of the user's own."""
+"""Feature extractors: InceptionV3 for FID, DINOv2 for FD-DINOv2, and custom networks."""
 
 from pathlib import Path
 
@@ -11,18 +11,17 @@ __all__ = ["Extractor", "Features", "load_extractor"]
 
 
 def load_extractor(name: str, device: torch.device, weights: Path | None = None) -> Extractor:
-    """The extractor called `name`, its network on `device`.
+    """Load an extractor.
 
     Args:
         name: "inception" (FID, sFID, Inception Score, precision and recall), "dinov2" (FD-DINOv2), or
-            "package.module:attribute" for one of the user's own (`extractors.custom`).
-        device: where its network works; features come back to the CPU.
-        weights: for "inception" its weight file, otherwise the one in torch-fidelity's cache, downloaded if
-            need be; for "dinov2" a folder with config.json and *.safetensors, otherwise facebook/dinov2-large
-            from the Hugging Face Hub. An extractor of the user's own finds its weights itself.
+            "package.module:attribute" for a custom extractor (see `load_custom`).
+        device: of its network. Features are returned on the CPU.
+        weights: see `load_inception` and `load_dinov2`. By default the weights are downloaded.
 
     Raises:
-        InputError: no such extractor, a package it needs is missing, or its weights are missing or bad.
+        InputError: if there is no such extractor, a package that it needs is missing, or its weights are
+            missing or invalid.
     """
     if name == "inception":
         from tvmatch.evaluation.extractors.inception import load_inception
@@ -35,7 +34,7 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
     if ":" not in name:
         raise InputError("extractor", f"must be inception, dinov2 or package.module:attribute, got {name!r}")
     if weights is not None:
-        raise InputError("extractor weights", f"{name} finds its weights itself, got {weights}")
+        raise InputError("extractor weights", f"cannot be set for a custom extractor, got {weights}")
     from tvmatch.evaluation.extractors.custom import load_custom
 
     return load_custom(name, device)

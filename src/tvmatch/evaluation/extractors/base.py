@@ -1,4 +1,4 @@
-"""What an extractor is: a network that turns images into the features that distances are measured on.
+"""The interface of feature extractors.
 
 Shapes: B images of 3 channels, H × W pixels; d features, s spatial features, K classes.
 """
@@ -16,13 +16,12 @@ from tvmatch.errors import InputError
 
 
 class Features(NamedTuple):
-    """Features of a batch of images, all on the CPU in float32.
+    """Features of a batch of images, float32 on the CPU.
 
     Attributes:
-        pooled: (B, d), for the Fréchet distance and for precision and recall.
+        pooled: (B, d), for the Fréchet distance, precision and recall.
         spatial: (B, s), for sFID; None if the extractor has none.
-        logits: (B, K), whose softmax is the class probabilities of the Inception Score; None if the extractor
-            is no classifier.
+        logits: (B, K), for the Inception Score; None if the extractor is not a classifier.
     """
 
     pooled: Tensor
@@ -34,9 +33,9 @@ class Extractor(Protocol):
     """Images uint8 (B, 3, H, W) → `Features`.
 
     Attributes:
-        name: as `load_extractor` takes it.
-        fingerprint: SHA-256, in hexadecimal, of what determines the features. Features of two extractors
-            are comparable only if both names and both fingerprints agree.
+        name: the argument of `load_extractor`.
+        fingerprint: hexadecimal SHA-256 of everything that determines the features. Features are comparable
+            only if names and fingerprints of the extractors are equal.
     """
 
     @property
@@ -49,7 +48,7 @@ class Extractor(Protocol):
 
 
 def check_images(images: Tensor) -> None:
-    """Raises InputError unless `images` are uint8 of shape (B ≥ 1, 3, H ≥ 1, W ≥ 1)."""
+    """Raise InputError unless `images` are uint8 of shape (B ≥ 1, 3, H ≥ 1, W ≥ 1)."""
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise InputError(
@@ -59,11 +58,9 @@ def check_images(images: Tensor) -> None:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """No gradients, and float32 that is float32 on every device: no autocast, no TF32.
+    """Disable gradients, autocast, TensorFloat-32, cuDNN's benchmark and non-deterministic algorithms.
 
-    TensorFloat-32, which PyTorch uses for convolutions on recent GPUs unless told otherwise, keeps 10 bits
-    of mantissa: features would depend on the GPU they were computed on. Algorithms that are not
-    deterministic, or chosen by timing them, are off for the same reason.
+    Features then do not depend on the kind of GPU. PyTorch's default is TensorFloat-32 for convolutions.
     """
     backends: Any = torch.backends  # PyTorch's annotations lack these settings
     cudnn = backends.cudnn
@@ -72,7 +69,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
     deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
     for operation in operations:
         operation.fp32_precision = "ieee"
-    # PyTorch has an older setting beside this one, and CUDA kernels refuse to work while the two disagree.
+    # CUDA kernels raise an error if this older setting disagrees with the ones above.
     older = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
@@ -87,23 +84,22 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def hash_files(files: list[Path]) -> str:
-    """SHA-256 of the contents of files one after the other, in hexadecimal."""
+    """Hexadecimal SHA-256 of the concatenated contents of files."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while part := stream.read(1 << 20):
-                digest.update(part)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 
 def missing_packages(name: str, error: Exception) -> InputError:
-    """The error of an extractor whose packages are not there, or are there but cannot be imported."""
+    """The error for packages that are missing or cannot be imported."""
     return InputError(
         "extractor", f'{name} needs more packages, pip install "tvmatch[evaluation]" ({one_line(error)})'
     )
 
 
 def one_line(error: Exception) -> str:
-    """Kind and message of an exception, on one line of at most 200 characters."""
+    """Type and message of an exception, on one line of at most 200 characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 200 else text[:199] + "…"

@@ -1,4 +1,4 @@
-"""Extractors of the user's own: any network or function that maps images to features."""
+"""Custom extractors: any network or function that maps images to features."""
 
 import hashlib
 import inspect
@@ -15,7 +15,7 @@ from tvmatch.user_modules import import_module
 
 
 class CustomExtractor:
-    """A callable of the user's own, with its results checked."""
+    """A custom callable as an `Extractor`. Its results are checked."""
 
     def __init__(self, name: str, function: Callable[[Tensor], Any], device: torch.device) -> None:
         self.name = name
@@ -27,7 +27,7 @@ class CustomExtractor:
         """Features of `images`, uint8 (B, 3, H, W).
 
         Raises:
-            InputError: for images of another type or shape, or if what the callable returns is not features.
+            InputError: for images of another type or shape, or if the callable does not return features.
         """
         check_images(images)
         with full_float32(self._device):
@@ -51,58 +51,42 @@ class CustomExtractor:
 
 
 def load_custom(name: str, device: torch.device) -> CustomExtractor:
-    """The extractor at `name`, "package.module:attribute", looked for among installed packages and here.
+    """Load the extractor "package.module:attribute", from an installed package or the current folder.
 
-    The attribute is a module or function of one argument, images uint8 (B, 3, H, W) on `device`, that
-    returns (B, d) or `Features`; or a class or function without arguments that makes one. A module is put
-    on `device` and in evaluation mode.
+    The attribute is an `nn.Module` or a function of one argument, images uint8 (B, 3, H, W) on `device`, that
+    returns (B, d) or `Features`; or a class without arguments that creates one. A module is moved to `device`
+    and put into evaluation mode.
 
-    Its fingerprint covers the name, the source text of the function or class, and all tensors of a module.
-    It does not see further functions or networks that a function uses: make such a thing an `nn.Module`.
+    The fingerprint covers the name, the source of the function or class, and all tensors of a module. It does
+    not cover functions or networks that a function uses: write an `nn.Module` in that case.
 
     Raises:
-        InputError: it cannot be imported or made, or is none of these.
+        InputError: if it cannot be imported or created, or is none of these.
     """
-    function = _imported(name)
-    if inspect.isclass(function) or (inspect.isroutine(function) and not _arguments(name, function)):
-        try:
-            function = function()
-        except Exception as error:  # the user's own code
-            raise InputError("extractor", f"{name} could not be made: {one_line(error)}") from error
-    if not callable(function) or inspect.isclass(function):
-        raise InputError("extractor", f"{name} must be a module or a function, got {type(function).__name__}")
-    if not isinstance(function, nn.Module) and _arguments(name, function) != 1:
-        raise InputError("extractor", f"{name} must take one argument, images")
-    return CustomExtractor(
-        name, function.to(device).eval() if isinstance(function, nn.Module) else function, device
-    )
-
-
-def _imported(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise InputError("extractor", f"must be package.module:attribute, got {name!r}")
     try:
-        return attrgetter(attribute)(import_module(module_name))
-    except Exception as error:  # of the user's own code as well
+        function = attrgetter(attribute)(import_module(module_name))
+    except Exception as error:  # including errors of the user's code
         raise InputError("extractor", f"{name} cannot be imported: {one_line(error)}") from error
-
-
-def _arguments(name: str, function: Callable[..., Any]) -> int:
-    """Number of arguments that a callable must be given; one that does not tell is taken to need one."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return sum(p.default is p.empty and p.kind not in variadic for p in parameters)
+    if inspect.isclass(function):
+        try:
+            function = function()
+        except Exception as error:  # from the user's code
+            raise InputError("extractor", f"{name} cannot be created: {one_line(error)}") from error
+    if not callable(function):
+        raise InputError("extractor", f"{name} must be a module or a function, got {type(function).__name__}")
+    if isinstance(function, nn.Module):
+        function = function.to(device).eval()
+    return CustomExtractor(name, function, device)
 
 
 def _fingerprint(name: str, function: Callable[..., Any]) -> str:
     digest = hashlib.sha256(name.encode())
     try:
         digest.update(inspect.getsource(function if inspect.isroutine(function) else type(function)).encode())
-    except (OSError, TypeError):  # builtins, and what was typed into an interpreter
+    except (OSError, TypeError):  # builtins and definitions in an interactive session have no source
         digest.update(type(function).__qualname__.encode())
     if isinstance(function, nn.Module):
         for key, tensor in function.state_dict().items():

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., arXiv 2304.07193), whose features see what Inception's do not: FD-DINOv2."""
+"""DINOv2 (Oquab et al., arXiv 2304.07193), for FD-DINOv2 (Stein et al., arXiv 2306.04675)."""
 
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class Dinov2Extractor:
-    """Class token of DINOv2 after the last norm, (B, 1024) for ViT-L/14 (Stein et al., arXiv 2306.04675).
+    """Class token of DINOv2 after the last norm, (B, 1024) for ViT-L/14.
 
-    Images are resized to 224 × 224, bicubic with antialiasing, and normalised with ImageNet's mean and
-    standard deviation. They are not rounded to 8 bits in between.
+    Images are resized to 224 × 224, bicubic with antialiasing and without rounding to 8 bits, and normalised
+    with mean and standard deviation of ImageNet.
     """
 
     name = "dinov2"
@@ -56,19 +56,19 @@ class Dinov2Extractor:
 
 
 def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extractor:
-    """DINOv2 in the layout of transformers, from safetensors alone.
+    """Load DINOv2 in the format of transformers, from safetensors only.
 
     Args:
-        device: where it works.
-        weights: a folder with config.json and *.safetensors, or a name on the Hugging Face Hub; None for
+        device: of the network.
+        weights: a folder with config.json and *.safetensors, or a name on the Hugging Face Hub. None:
             facebook/dinov2-large.
 
     Raises:
-        InputError: transformers is missing, or the folder or name holds no such network.
+        InputError: if transformers is missing, or `weights` does not contain a DINOv2 network.
     """
     try:
         from transformers import Dinov2Model
-    except Exception as error:  # transformers imports its modules late, and reports in its own ways
+    except Exception as error:  # transformers imports lazily, and raises errors of several types
         raise missing_packages("dinov2", error) from error
     source = SOURCE if weights is None else str(weights)
     folder = Path(source)
@@ -79,7 +79,7 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
     if not files:
         raise InputError("extractor weights", f"{folder} holds no model.safetensors")
     try:
-        # Plain attention: how precise float32 is in the fused one depends on the GPU.
+        # Eager attention, because the precision of fused attention in float32 depends on the GPU.
         loaded: Any = Dinov2Model.from_pretrained(
             folder,
             use_safetensors=True,
@@ -93,7 +93,7 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
         if missing:
             raise ValueError(f"{len(missing)} tensors are missing or of another shape, like {missing[0]}")
         _fit_positions(network)
-    except Exception as error:  # of transformers, safetensors and json
+    except Exception as error:  # from transformers, safetensors or json
         raise InputError(
             "extractor weights", f"{folder} holds no DINOv2 network: {one_line(error)}"
         ) from error
@@ -102,14 +102,14 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
 
 @torch.no_grad()
 def _fit_positions(network: Any) -> None:
-    """Position embeddings for images of 224 pixels, in place, as DINOv2's own code interpolates them.
+    """Interpolate the position embeddings for images of 224 pixels, in place, like DINOv2's original code.
 
-    They were trained on a grid of 37 × 37 patches and are used on one of 16 × 16. DINOv2's code, and so all
-    published features, scale by (16 + 0.1) / 37; transformers would scale by 16 / 37, which shifts the far
-    side by a quarter of a patch of the trained grid.
+    They were trained on 37 × 37 patches and are used on 16 × 16. The original code, and therefore all
+    published features, scale by (16 + 0.1) / 37; transformers scales by 16 / 37, which shifts the last patch
+    by a quarter of a patch of the trained grid.
     """
     embeddings = network.embeddings
-    trained = embeddings.position_embeddings  # (1, 1 + M², D): the class token's, then row by row
+    trained = embeddings.position_embeddings  # (1, 1 + M², D): class token, then patches row by row
     side = round((trained.shape[1] - 1) ** 0.5)
     wanted = SIDE // network.config.patch_size
     if side == wanted:

@@ -1,7 +1,7 @@
-"""InceptionV3 as FID means it: torch-fidelity's network, which repeats TensorFlow's of 2015.
+"""InceptionV3 of FID: torch-fidelity's port of the TensorFlow network of 2015.
 
-The weight file goes through `torch.load(weights_only=True)` here, and torch-fidelity, which would unpickle
-anything, gets the tensors that came out.
+torch-fidelity would unpickle any weight file. Here `torch.load(weights_only=True)` reads it, and
+torch-fidelity receives only the tensors.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from tvmatch.evaluation.extractors.base import (
     one_line,
 )
 
-SPATIAL_CHANNELS = 7  # of 192; 17 · 17 · 7 = 2,023 numbers an image
+SPATIAL_CHANNELS = 7  # of 192; 17 · 17 · 7 = 2,023 features
 
 
 class InceptionExtractor:
     """Features of the InceptionV3 that FID is defined on (Heusel et al., arXiv 1706.08500).
 
-    Images are resized to 299 × 299 as TensorFlow 1 does it, bilinear with neither antialiasing nor aligned
-    corners, inside the network.
+    The network resizes images to 299 × 299 like TensorFlow 1: bilinear, without antialiasing or aligned
+    corners.
 
     - pooled, (B, 2048): after the last average pooling.
     - spatial, (B, 2023), for sFID (Nash et al., arXiv 2103.03841): the first 7 channels of the 17 × 17
-      output, after its ReLU, of the 1 × 1 branch of the block that TensorFlow calls mixed_6; in the order
-      row, column, channel of TensorFlow, so that statistics which ADM's evaluator stored fit.
-    - logits, (B, 1008): without the bias of the last layer, as the Inception Score's authors have it.
+      output, after its ReLU, of the 1 × 1 branch of the block that TensorFlow calls mixed_6, in TensorFlow's
+      order (row, column, channel) like the statistics of ADM's evaluator.
+    - logits, (B, 1008): without the bias of the last layer, as in the original Inception Score.
     """
 
     name = "inception"
@@ -65,20 +65,20 @@ class InceptionExtractor:
 
 
 def load_inception(device: torch.device, weights: Path | None = None) -> InceptionExtractor:
-    """torch-fidelity's InceptionV3 with the weights in the file `weights`.
+    """Load torch-fidelity's InceptionV3.
 
     Args:
-        device: where it works.
-        weights: a state dict saved by PyTorch; None for torch-fidelity's own, from the folder where PyTorch
-            keeps downloads (`torch.hub.get_dir()`), fetched (95 MB) if it is not there.
+        device: of the network.
+        weights: a state dict saved by PyTorch. None: torch-fidelity's file in `torch.hub.get_dir()`,
+            downloaded (95 MB) if it is missing.
 
     Raises:
-        InputError: torch-fidelity or torchvision are missing, or the weights are missing, unreadable,
-            those of another network, or a pickle that is more than weights.
+        InputError: if torch-fidelity or torchvision is missing, or the weights are missing, unreadable, of
+            another network, or a pickle with anything but tensors.
     """
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as library
-    except Exception as error:  # torchvision beside a PyTorch that is not its own fails in several ways
+    except Exception as error:  # torchvision of another PyTorch version raises errors of several types
         raise missing_packages("inception", error) from error
     path = _fetched(library.URL_INCEPTION_V3) if weights is None else weights
     checked, fingerprint = _checked_weights(path)
@@ -94,13 +94,13 @@ def load_inception(device: torch.device, weights: Path | None = None) -> Incepti
 
 
 def _fetched(url: str) -> Path:
-    """The file of `url` in PyTorch's folder of downloads, downloaded now if it is not there."""
+    """The file of `url` in PyTorch's download folder, downloaded if it is missing."""
     path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))  # appears under its name once it is complete
-        except Exception as error:  # no network, a proxy's answer, a full disk
+            torch.hub.download_url_to_file(url, str(path))  # renames the file when it is complete
+        except Exception as error:  # no network, a proxy error, a full disk
             raise InputError(
                 "extractor weights",
                 f"{path.name} is not in {path.parent} and could not be downloaded "
@@ -110,13 +110,13 @@ def _fetched(url: str) -> Path:
 
 
 def _checked_weights(path: Path) -> tuple[io.BytesIO, str]:
-    """The tensors of a weight file, saved once more, and the SHA-256 of the file. Nothing is executed."""
+    """The tensors of a weight file, saved again, and the SHA-256 of the file. Nothing is executed."""
     try:
         content = path.read_bytes()
         state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError("extractor weights", f"{path} cannot be read: {one_line(error)}") from error
-    except Exception as error:  # pickle, zip and tensor errors of many kinds
+    except Exception as error:  # pickle, zip and tensor errors of many types
         raise InputError(
             "extractor weights", f"{path} holds more than weights or is damaged, refused: {one_line(error)}"
         ) from error

@@ -1,1 +1,1 @@
-"""Figures as functions of features or points; none knows of models or files."""
+"""Metrics as functions of features or points."""

@@ -1,4 +1,4 @@
-"""The Inception Score: how sure a classifier is of each image, and how many classes it sees in all."""
+"""The Inception Score (Salimans et al., arXiv 1606.03498)."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,14 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> InceptionScore:
-    """exp E_x KL( p(y | x) ‖ p(y) ), p(y) = E_x p(y | x), of each split (Salimans et al., arXiv 1606.03498).
+    """exp E_x KL( p(y | x) ‖ p(y) ), p(y) = E_x p(y | x), for consecutive splits of the images.
 
-    Between 1 (every image is given the same class probabilities) and the number of classes. The images
-    n i / splits … n (i + 1) / splits are split i, in their order: where labels go through the classes in
-    turn, as in `evaluate_features`, every split holds all of them. The standard deviation over splits is
-    that of a population (divided by their number), as in the original code.
+    The score is between 1 and the number of classes K. As in the original code, the standard deviation over
+    splits is that of a population (divided by their number).
 
     Args:
-        logits: (n, K), whose softmax, taken in float64, is p(y | x).
-        splits: number of splits.
+        logits: (n, K); p(y | x) is their softmax in float64.
+        splits: number of splits; split i has the images n i / splits … n (i + 1) / splits.
 
     Raises:
         InputError: for fewer images than splits, another shape, or a logit that is not finite.
@@ -35,15 +33,15 @@ def inception_score(logits: Tensor, splits: int = 10) -> InceptionScore:
     if not 1 <= splits <= len(logits):
         raise InputError("splits", f"must be within 1 … {len(logits)} images, got {splits}")
     if not logits.isfinite().all():
-        raise InputError("logits", "there is a non-finite entry")
+        raise InputError("logits", "has a non-finite entry")
     scores = []
     for split in range(splits):
         part = logits[split * len(logits) // splits : (split + 1) * len(logits) // splits]
         log_conditional = part.detach().to("cpu", torch.float64).log_softmax(dim=1)
         conditional = log_conditional.exp()
         marginal = conditional.mean(dim=0)
-        # Σ_x p(y|x) log p(y) = n p(y) log p(y): so a class that nothing belongs to adds 0 · log 0 = 0.
+        # Σ_x p(y|x) log p(y) = n p(y) log p(y), so a class of probability 0 adds 0 · log 0 = 0.
         divergence = (conditional * log_conditional).sum(dim=1).mean() - torch.xlogy(marginal, marginal).sum()
-        scores.append(divergence.clamp(min=0).exp())  # equal images may give −1e-16 by rounding
+        scores.append(divergence.clamp(min=0).exp())  # rounding may give −1e-16 for equal images
     values = torch.stack(scores)
     return InceptionScore(float(values.mean()), float(values.std(correction=0)))

@@ -1,4 +1,4 @@
-"""Improved precision and recall: how much of one set lies among the other's nearest neighbours.
+"""Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991).
 
 Shapes: n generated and m real vectors of d features.
 """
@@ -14,7 +14,7 @@ _BLOCK = 4096  # rows and columns of a block of distances: 134 MB
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, each within 0 … 1."""
+    """Precision and recall, each between 0 and 1."""
 
     precision: float
     recall: float
@@ -23,26 +23,23 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     generated: Tensor, real: Tensor, *, neighbours: int = 3, device: torch.device | str = "cpu"
 ) -> PrecisionRecall:
-    """Precision and recall of `generated`, (n, d), against `real`, (m, d) (Kynkäänniemi, arXiv 1904.06991).
+    """Precision and recall of generated vectors against real ones.
 
-    A set's manifold is the union of the balls around its vectors that reach to their k-th nearest neighbour
-    in the set, themselves not counted. Precision is the share of generated vectors within the manifold of the
-    real ones, recall the share of real vectors within that of the generated ones.
+    The manifold of a set is the union of balls around its vectors, each with the distance to the k-th nearest
+    neighbour in the set (itself not counted) as its radius. Precision is the share of generated vectors in
+    the manifold of the real ones, recall the share of real vectors in that of the generated ones.
 
-    Distances are computed block by block in float64, as |a|² + |b|² − 2 a·b: in float32 this would lose the
-    distances of near neighbours (and those of copies altogether); in float64 it is good to 1e-15 |a|², which
-    no float32 feature can tell from exact. Memory is that of some blocks, whatever n and m. The time is that
-    of 2 d (n² + m² + n m) operations: 50,000 and 50,000 vectors of 2,048 features take 3e13, a second of a
-    data centre's GPU and some ten minutes of a CPU.
+    Distances are computed block by block in float64 as |a|² + |b|² − 2 a·b, with 2 d (n² + m² + n m)
+    operations: 3e13 for twice 50,000 vectors of 2,048 features.
 
     Args:
-        generated: of any float type.
-        real: likewise.
+        generated: (n, d), of any float type.
+        real: (m, d), of any float type.
         neighbours: k.
-        device: where to compute; one without float64 (MPS) leaves it to the CPU.
+        device: to compute on. The CPU is used instead of a device without float64 (MPS).
 
     Raises:
-        InputError: for other shapes, k < 1, no more than k vectors in a set, or a non-finite entry.
+        InputError: for other shapes, k < 1, at most k vectors in a set, or a non-finite entry.
     """
     sets = {"generated": generated, "real": real}
     if neighbours < 1:
@@ -54,18 +51,18 @@ def precision_recall(
                 f"must be more than {neighbours} vectors, got shape {tuple(vectors.shape)}",
             )
         if not vectors.isfinite().all():
-            raise InputError(f"{name} features", "there is a non-finite entry")
+            raise InputError(f"{name} features", "has a non-finite entry")
     if generated.shape[1] != real.shape[1]:
         raise InputError("features", f"the two sets have {generated.shape[1]} and {real.shape[1]} a vector")
     place = torch.device(device)
     place = torch.device("cpu") if place.type == "mps" else place
-    # Distances do not change, and the norms that limit their precision become smaller.
+    # Centring does not change distances, and reduces their rounding error.
     centre = real.detach().to(torch.float64).mean(dim=0).cpu()
     return _shares_inside(_Blocks(generated, centre, place), _Blocks(real, centre, place), neighbours)
 
 
 class _Blocks:
-    """Vectors in blocks of float64 on a device, each made when it is needed."""
+    """Vectors in blocks of float64 on a device, converted when they are needed."""
 
     def __init__(self, vectors: Tensor, centre: Tensor, device: torch.device) -> None:
         self._vectors, self._centre, self._device = vectors.detach(), centre, device
@@ -78,7 +75,7 @@ class _Blocks:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (len(a), len(b)), and what rounding may have changed in them, at most."""
+    """Squared distances (len(a), len(b)), and an upper bound of their rounding error."""
     squares_a, squares_b = a.square().sum(dim=1), b.square().sum(dim=1)
     distances = torch.addmm(squares_b, a, b.T, alpha=-2).add_(squares_a[:, None]).clamp_(min=0)
     rounding = 8 * torch.finfo(a.dtype).eps * (squares_a.max() + squares_b.max())
@@ -103,10 +100,7 @@ def _squared_radii(blocks: _Blocks, neighbours: int) -> Tensor:
 
 
 def _shares_inside(generated: _Blocks, real: _Blocks, neighbours: int) -> PrecisionRecall:
-    """Share of each set within the balls of the other.
-
-    A vector that rounding cannot tell from the boundary of a ball counts as inside.
-    """
+    """Share of each set within the balls of the other. The boundary, up to rounding, counts as inside."""
     generated_radii, real_radii = _squared_radii(generated, neighbours), _squared_radii(real, neighbours)
     generated_inside = torch.zeros_like(generated_radii, dtype=torch.bool)
     real_inside = torch.zeros_like(real_radii, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Mean and covariance of more vectors than fit memory: in parts, from several processes, in float64.
+"""Mean and covariance of vectors that are given in parts, in float64.
 
 Shapes: n vectors of d features.
 """
@@ -12,21 +12,19 @@ from tvmatch.data.running_moments import merge_means
 from tvmatch.errors import InputError
 from tvmatch.evaluation.metrics.frechet import GaussianStatistics
 
-# Vectors that are added together. Each time the whole matrix is read and written, which takes longer than
-# the additions for less than some hundreds of vectors.
-_ROWS = 1024
+_ROWS = 1024  # vectors that are added to the d × d matrix together, since each addition reads all of it
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What is known of the vectors seen so far, float64 on the CPU.
+    """Number, mean and scatter matrix of vectors, float64 on the CPU.
 
-    Their scatter matrix Σ (x − μ)(x − μ)ᵀ is `scatter` + `rows`ᵀ `rows`.
+    The scatter matrix Σ (x − μ)(x − μ)ᵀ is `scatter` + `rows`ᵀ `rows`.
 
     Attributes:
-        count: their number n.
+        count: n.
         mean: μ, (d,).
-        scatter: (d, d), or (0, d) where there are only rows.
+        scatter: (d, d), or (0, d) if there are only rows.
         rows: (r, d) with r ≤ d.
     """
 
@@ -37,11 +35,9 @@ class Moments:
 
 
 class RunningGaussian:
-    """Mean and covariance of vectors that come in parts.
+    """Running mean and covariance of vectors, merged with `merge_means`.
 
-    Parts join as `merge_means` says. 50,000 vectors of 2,048 features take 4e11 operations, half a minute of
-    a CPU core. The scatter matrix M is made when there are more vectors than features; until then rows R with
-    M = Rᵀ R are kept, which are fewer numbers.
+    For more vectors than features the scatter matrix M is stored, otherwise rows R with M = Rᵀ R.
 
     Args:
         features: d.
@@ -73,15 +69,13 @@ class RunningGaussian:
             self._add_waiting()
 
     def merge(self, other: Moments) -> None:
-        """Add the vectors of which `other` is known.
+        """Add the vectors that `other` describes.
 
         Raises:
-            InputError: if they have another number of features.
+            InputError: for another number of features.
         """
         if len(other.mean) != len(self._mean):
-            raise InputError(
-                "features", f"{len(other.mean)} features a vector are added to {len(self._mean)}"
-            )
+            raise InputError("features", f"must be {len(self._mean)} a vector, got {len(other.mean)}")
         if other.count:
             self._add_waiting()
             self._add(other.count, other.mean, other.rows)
@@ -90,13 +84,13 @@ class RunningGaussian:
                 self._scatter += other.scatter
 
     def moments(self) -> Moments:
-        """Number, mean and scatter matrix of the vectors so far."""
+        """`Moments` of the vectors so far."""
         self._add_waiting()
         rows = torch.cat([self._mean.new_zeros(0, len(self._mean)), *self._rows])
         return Moments(self._count, self._mean.clone(), self._scatter.clone(), rows)
 
     def statistics(self) -> GaussianStatistics:
-        """Mean and unbiased covariance (divided by n − 1), symmetric to the last bit.
+        """Mean and unbiased covariance (divided by n − 1), which is exactly symmetric.
 
         Raises:
             InputError: for fewer than 2 vectors.
@@ -116,7 +110,7 @@ class RunningGaussian:
             self._add(len(vectors), mean, vectors - mean)
 
     def _add(self, count: int, mean: Tensor, centred: Tensor) -> None:
-        """Add `count` vectors of this mean whose scatter matrix is centredᵀ centred, or a part of it is."""
+        """Add `count` vectors of this mean; `centredᵀ centred` is their scatter matrix or a part of it."""
         merged = merge_means(self._count, self._mean, count, mean)
         between = merged.shift * merged.weight**0.5
         self._rows.append(torch.cat([centred, between[None]]))  # δ δᵀ in the same matrix product
@@ -125,7 +119,7 @@ class RunningGaussian:
         self._count, self._mean = merged.total, merged.mean
 
     def _make_matrix(self) -> None:
-        """The scatter matrix of the rows so far, in their place."""
+        """Replace the rows by their scatter matrix."""
         if not len(self._scatter):
             self._scatter = self._mean.new_zeros(len(self._mean), len(self._mean))
         for rows in self._rows:

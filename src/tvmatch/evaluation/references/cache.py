@@ -1,39 +1,35 @@
-"""Where computed reference statistics are kept, and by what they are found again."""
+"""The cache of computed reference statistics: its folder, and fingerprints of images."""
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub.constants import HF_HOME
 
 from tvmatch.errors import InputError
 from tvmatch.storage.hub import dataset_commit
 
-if TYPE_CHECKING:
-    pass
-
 
 def default_cache() -> Path:
-    """Where computed reference statistics are kept: beside the data sets, as HF_HOME says."""
+    """The default folder of computed reference statistics, in HF_HOME."""
     return Path(HF_HOME) / "tvmatch" / "references"
 
 
 def source_fingerprint(path: str) -> str | None:
-    """What changes when images do: names, sizes and times of local files, the commit of a Hub data set.
+    """A hash of names, sizes and modification times of local files, or the commit of a data set on the Hub.
 
-    None if the Hub cannot be asked: then nobody knows whether an earlier download is still the same.
+    None if the Hub does not answer, since the data set may have changed.
     """
     local = Path(path).expanduser()
     if not local.exists():
         try:
             return f"commit {dataset_commit(path)}"
-        except InputError:  # no such data set (which reading it will tell), no network, a server's error
+        except InputError:  # no such data set, no network, or a server error
             return None
     digest = hashlib.sha256()
     for file in [local] if local.is_file() else _files(local):
         try:
             status = file.stat()
-        except OSError:  # a link to nothing, which reading the images will tell
+        except OSError:  # a broken link
             continue
         name = file.name if file == local else file.relative_to(local).as_posix()
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
@@ -41,7 +37,7 @@ def source_fingerprint(path: str) -> str | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones, sorted."""
+    """All files below a folder except hidden ones, sorted."""
     from tvmatch.data.images.folders.walk import walk  # here, because it imports Pillow
 
     return [folder / name for name in walk(folder).files]

@@ -1,4 +1,4 @@
-"""Reference statistics in files: .npz of several makers, pickles of the EDM family, and our own cache.
+"""Reference statistics in files: .npz files, pickles of the EDM family, and our cache.
 
 Shapes: d features; H × W pixels.
 """
@@ -35,10 +35,10 @@ class Reference:
 
     Attributes:
         pooled: mean and covariance of the pooled features.
-        spatial: of the spatial ones; None if there are none.
+        spatial: mean and covariance of the spatial features, or None.
         vectors: pooled features of some of the images, float32 (m, d), for precision and recall; or None.
-        count: images that the statistics are of; None if the file does not say.
-        provenance: where they come from, plain values.
+        count: number of images of the statistics; None if unknown.
+        provenance: the origin of the features, as JSON values.
     """
 
     pooled: GaussianStatistics
@@ -49,7 +49,7 @@ class Reference:
 
 
 def extractor_facts(extractor: Extractor, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What computed statistics depend on beside the images."""
+    """Everything that computed statistics depend on except the images."""
     return {
         "format": FORMAT,
         "extractor": extractor.name,
@@ -59,13 +59,13 @@ def extractor_facts(extractor: Extractor, shape: tuple[int, ...]) -> dict[str, A
 
 
 def cache_name(facts: Mapping[str, Any]) -> str:
-    """File name of the statistics of these facts, whatever folder the images lie in."""
+    """The cache file of statistics with these facts. It does not depend on the path of the images."""
     text = json.dumps({name: fact for name, fact in facts.items() if name != "source"}, sort_keys=True)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
 def write_cache(path: Path, reference: Reference) -> None:
-    """Write a reference, whole or not at all. The statistics have the names that other programs read."""
+    """Write a reference atomically. The names of the arrays are those of other programs."""
     arrays: dict[str, NDArray[Any]] = {
         "mu": reference.pooled.mean.numpy(),
         "sigma": reference.pooled.covariance.numpy(),
@@ -87,11 +87,11 @@ def read_npz(
     sizes: FeatureSizes,
     shape: tuple[int, ...],
 ) -> Reference:
-    """Statistics of an .npz file with mu and sigma, also mu_s and sigma_s; with ours, features besides.
+    """Read an .npz file with mu and sigma, optionally mu_s and sigma_s, and features in a file of our cache.
 
     Raises:
-        InputError: for another number of features, numbers that are not finite, a sigma that is no
-            covariance, and in a file of ours another extractor or resolution.
+        InputError: for another number of features, non-finite numbers, a sigma that is not a covariance
+            matrix, or in a file of our cache another extractor or resolution.
     """
     provenance: dict[str, Any] = {
         "source": str(path),
@@ -123,7 +123,7 @@ def _own_provenance(file: NpzReader, path: Path) -> dict[str, Any]:
     shape, dtype, _ = file.kind("provenance")
     try:
         if shape != () or dtype.kind != "U":
-            raise ValueError("no text")
+            raise ValueError("not text")
         provenance = parse_json(str(file.array("provenance")))
         if not isinstance(provenance, dict) or not isinstance(provenance.get("images"), int):
             raise ValueError("no number of images")
@@ -139,7 +139,7 @@ def _short(fact: Any) -> str:
 def _read_statistics(
     file: NpzReader, path: Path, mean: str, covariance: str, features: int
 ) -> GaussianStatistics:
-    """Mean and covariance, after a look at their sizes."""
+    """Read a mean and a covariance, after checking their shapes and types."""
     for name, shape in ((mean, (features,)), (covariance, (features, features))):
         if name not in file:
             raise InputError("reference", f"{path} has {mean} but no {covariance}")
@@ -149,18 +149,16 @@ def _read_statistics(
 
 def _check_kind(kind: NpyHeader, shape: tuple[int, ...], what: str) -> None:
     if kind.shape != shape:
-        raise InputError(
-            "reference", f"{what} has shape {kind.shape}, the extractor's features make it {shape}"
-        )
+        raise InputError("reference", f"{what} must have shape {shape} for this extractor, got {kind.shape}")
     if kind.dtype.kind != "f":
         raise InputError("reference", f"{what} holds {kind.dtype}, not floating-point numbers")
 
 
 def checked_statistics(mean: NDArray[Any], covariance: NDArray[Any], what: str) -> GaussianStatistics:
-    """Statistics in float64, of (d,) and (d, d) floating-point arrays.
+    """Convert a mean (d,) and a covariance (d, d) to statistics in float64.
 
     Raises:
-        InputError: if a number is not finite, or the matrix is not symmetric or has a negative variance.
+        InputError: for a non-finite number, an asymmetric matrix or a negative variance.
     """
     mu, sigma = (torch.from_numpy(np.array(x, np.float64)) for x in (mean, covariance))
     if not mu.isfinite().all() or not sigma.isfinite().all():
@@ -180,10 +178,10 @@ def checked_statistics(mean: NDArray[Any], covariance: NDArray[Any], what: str) 
 
 
 def check_batch(file: NpzReader, path: Path, shape: tuple[int, ...]) -> NpyHeader:
-    """What the images `arr_0` of an ADM batch are, if they fit samples of `shape`, (C, H, W).
+    """Shape and type of the images `arr_0` of an ADM batch, checked for samples of `shape`, (C, H, W).
 
     Raises:
-        InputError: for anything but uint8 (N, H, W, 3) of the samples' resolution.
+        InputError: unless they are uint8 (N, H, W, 3) with the resolution of the samples.
     """
     kind = file.kind("arr_0")
     if kind.dtype != np.uint8 or len(kind.shape) != 4 or kind.shape[3] != 3:
@@ -201,14 +199,14 @@ def read_pickle(path: Path, extractor: Extractor, sizes: FeatureSizes) -> Refere
     """Statistics of an EDM-family pickle, {"fid": {"mu", "sigma"}, "fd_dinov2": {"mu", "sigma"}, …}.
 
     Raises:
-        InputError: for an extractor that these files know nothing of, a missing entry, a pickle that holds
-            more than arrays, and as for `checked_statistics`.
+        InputError: for an extractor without an entry, a pickle that contains anything but arrays, and as for
+            `checked_statistics`.
     """
     key = _PICKLE_KEYS.get(extractor.name)
     if key is None:
         raise InputError(
             "reference",
-            f"{path}: such files have statistics of inception and dinov2, not of {extractor.name}",
+            f"{path}: .pkl files have statistics of inception and dinov2 only, not of {extractor.name}",
         )
     try:
         content = restricted_load(path)

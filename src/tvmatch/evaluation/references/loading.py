@@ -1,4 +1,4 @@
-"""What samples are compared with: statistics of real images' features, read from a file or computed once.
+"""Features of real images to compare samples with, read from a file or computed.
 
 Shapes: d pooled and s spatial features; H × W pixels.
 """
@@ -6,7 +6,7 @@ Shapes: d pooled and s spatial features; H × W pixels.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tvmatch.data.base import epoch_indices
 from tvmatch.distributed import ALONE, Processes
 from tvmatch.errors import InputError, arguments_named
-from tvmatch.evaluation.collection import FeatureSizes, ImageSource, Kept, collect, feature_sizes
+from tvmatch.evaluation.collection import FeatureSizes, ImagesByNumber, Kept, collect, feature_sizes
 from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.references import files as reference_files
 from tvmatch.evaluation.references.cache import default_cache, source_fingerprint
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 MOST_VECTORS = 50_000
-"""Real images whose features precision and recall see, at most: a random choice of them."""
+"""Largest number of real images for precision and recall; a random choice of them is taken."""
 
-_MOST_CACHED = 16_384  # features, whose covariance takes 2 GB
-_MOST_WORKERS = 4  # processes that decode images, for each one that extracts features
+_MOST_CACHED = 16_384  # features; their covariance takes 2 GB
+_MOST_WORKERS = 4  # processes that decode images, for each process that extracts features
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What computing features takes, handed down as one."""
+    """Arguments of `load_reference` for the functions that it calls."""
 
     extractor: Extractor
     sizes: FeatureSizes
@@ -64,40 +64,39 @@ def load_reference(
     processes: Processes = ALONE,
     on_progress: Progress | None = None,
 ) -> Reference | None:
-    """The reference at `path`, of features of `extractor`, for samples of `shape`.
+    """Load or compute the reference at `path`, for samples of `shape`.
 
-    One of
-    - an .npz file with the arrays `mu` and `sigma` (also `mu_s` and `sigma_s` of spatial features), images as
-      `arr_0`, uint8 (N, H, W, 3), or both, as the reference batches of ADM (Dhariwal and Nichol, arXiv
-      2105.05233) have; or one of our own cache;
-    - a .pkl file of the EDM family, {"fid": {"mu", "sigma"}, "fd_dinov2": {…}}, read without running it;
-    - images, as `data.images.reader.open_images` finds them: a folder, ImageNet, Parquet, a ZIP, a data set
-      on the Hub. They are decoded as they are needed, cropped and resized to the samples' resolution.
+    A reference is one of
+    - an .npz file with the arrays `mu` and `sigma` (optionally `mu_s` and `sigma_s` of spatial features),
+      images as `arr_0`, uint8 (N, H, W, 3), or both, like the reference batches of ADM (Dhariwal and Nichol,
+      arXiv 2105.05233); or a file of our cache;
+    - a .pkl file of the EDM family, {"fid": {"mu", "sigma"}, "fd_dinov2": {…}}, read without executing it;
+    - images that `data.images.reader.open_images` can open. They are cropped and resized to the resolution of
+      the samples.
 
-    Features of images are computed once: statistics, and pooled features if asked for, go to the cache, under
-    a name made of all that they depend on. Files tell that they have changed by size and time.
+    Computed statistics, and pooled features with `with_vectors`, are cached. They are computed again if
+    anything that they depend on changes, such as size or modification time of an image file.
 
     Args:
         path: of the reference.
         extractor: images to features.
         shape: (C, H, W) of the samples.
         split: of a data set of images.
-        crop: how images of a data set are cropped, best as those that the model was trained on. By default as
-            ImageNet is for every published reference ("dhariwal"), or about the centre where that crop, which
-            makes squares, cannot be.
-        with_vectors: also the features themselves, for precision and recall; a file of statistics alone has
-            none.
+        crop: of the images of a data set, preferably the crop of the model's training images. None:
+            "dhariwal", as for published references, or "centre" if the samples are not square.
+        with_vectors: whether to keep pooled features, for precision and recall; a file with statistics only
+            has none.
         cache: folder; by default `default_cache()`.
         batch_size: images at a time.
-        processes: that share the work; every one must call this function.
-        on_progress: called with the images done and all.
+        processes: share the work; all of them must call this function.
+        on_progress: called with the number of images done and the total.
 
     Returns:
-        The reference in the first process, None in others.
+        The reference in the first process, None in the others.
 
     Raises:
-        InputError: nothing readable there, a crop that there is not, images of another resolution, statistics
-            of another number of features or another extractor, not finite or not symmetric; a batch size < 1.
+        InputError: for an unreadable reference, an unknown crop, images of another resolution, statistics of
+            another extractor or number of features, or not finite or symmetric, or a batch size < 1.
     """
     if batch_size < 1:
         raise InputError("batch_size", f"must be at least 1, got {batch_size}")
@@ -115,42 +114,38 @@ def load_reference(
     if is_array_file(path):
         if not local.is_file():
             raise InputError("reference", f"{path}: no such file")
-        return _from_npz(local, work) if local.suffix.lower() == ".npz" else _from_pickle(local, work)
+        if local.suffix.lower() == ".npz":
+            return _from_npz(local, work)
+        return reference_files.read_pickle(local, extractor, work.sizes) if processes.is_first else None
     return _from_images(path, split, crop, work)
 
 
 def is_array_file(path: str) -> bool:
-    """Whether a reference is a file of arrays, .npz or .pkl, not a data set of images."""
+    """Whether a reference is an .npz or .pkl file, not a data set of images."""
     local = Path(path).expanduser()
     return local.suffix.lower() in (".npz", ".pkl") and not local.is_dir()
 
 
-def _from_pickle(path: Path, work: _Work) -> Reference | None:
-    if not work.processes.is_first:
-        return None
-    return reference_files.read_pickle(path, work.extractor, work.sizes)
-
-
 def _from_npz(path: Path, work: _Work) -> Reference | None:
-    """Statistics as the file has them; features of its images where they are needed besides."""
+    """The statistics of the file; features of its images if it has no statistics or they are needed."""
     fingerprint = reference_files.hash_file(path) if work.processes.is_first else None
     with NpzReader(path, "reference") as file:
         if "mu" not in file and "arr_0" not in file:
             raise InputError(
                 "reference",
-                f"{path} holds neither statistics (mu, sigma) nor images (arr_0), but "
+                f"{path} contains neither statistics (mu, sigma) nor images (arr_0), but "
                 f"{', '.join(file.names[:6]) or 'nothing'}",
             )
         stored = None
         if "mu" in file:
             stored = reference_files.read_npz(file, path, fingerprint, work.extractor, work.sizes, work.shape)
-        # Its images tell the resolution of the statistics, even where they themselves are not needed.
+        # The images are checked even if only the statistics are needed: both have the same resolution.
         count = reference_files.check_batch(file, path, work.shape).shape[0] if "arr_0" in file else 0
         if "arr_0" not in file or (stored is not None and not work.with_vectors):
             return stored if work.processes.is_first else None
 
         @contextmanager
-        def images() -> Iterator[tuple[ImageSource, int]]:
+        def images() -> Iterator[tuple[ImagesByNumber, int]]:
             with file.rows("arr_0") as read:
 
                 def batch(numbers: range) -> Tensor:
@@ -164,7 +159,7 @@ def _from_npz(path: Path, work: _Work) -> Reference | None:
     if computed is None or stored is None:
         return computed
     provenance = {**stored.provenance, "features_of": f"the file's {count} images"}
-    return Reference(stored.pooled, stored.spatial, computed.vectors, stored.count, provenance)
+    return replace(stored, vectors=computed.vectors, provenance=provenance)
 
 
 def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Reference | None:
@@ -189,24 +184,24 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
     }
 
     @contextmanager
-    def images() -> Iterator[tuple[ImageSource, int]]:
+    def images() -> Iterator[tuple[ImagesByNumber, int]]:
         if not work.processes.is_first:
-            work.processes.wait()  # until the first has found them, which may take a download
+            work.processes.wait()  # until the first process has opened, and perhaps downloaded, them
         with arguments_named(names):
             source = open_images(path, split, label_column=None)
         if work.processes.is_first:
             work.processes.wait()
-        # An epoch's order: every image once, and the first of them are a random choice.
+        # A random order, so that the first `MOST_VECTORS` images are a random choice.
         batches = epoch_indices(len(source), 0, len(source), seed=0).split(work.batch_size)
         own = [batches[number].tolist() for number in work.processes.share(len(batches))]
         workers = min(_MOST_WORKERS, available_cores())
 
         def batch(numbers: range) -> Tensor:
-            read = next(decoded)  # they are asked for in turn
+            read = next(decoded)  # called in increasing order
             if read.problems:
                 raise read.problems[0].within("reference")
             if read.values is None or read.values.dtype != torch.uint8:
-                raise InputError("reference", f"{path} holds latents, it must hold images")
+                raise InputError("reference", f"{path} contains latents, must contain images")
             return read.values.float() / 255
 
         with read_batches(source, own, (height, width), crop, workers, channels) as decoded:
@@ -217,15 +212,15 @@ def _from_images(path: str, split: str, crop: "Crop | None", work: _Work) -> Ref
 
 def _computed(
     facts: Mapping[str, Any],
-    images: Callable[[], AbstractContextManager[tuple[ImageSource, int]]],
+    images: Callable[[], AbstractContextManager[tuple[ImagesByNumber, int]]],
     work: _Work,
 ) -> Reference | None:
-    """Statistics of images' features, from the cache or computed into it.
+    """Statistics of the features of images, from the cache or computed.
 
     Args:
-        facts: what the images are. They are not cached without a fingerprint.
-        images: opens them, and says how many there are.
-        work: all else.
+        facts: identify the images. Without a fingerprint nothing is cached.
+        images: opens the images and yields them with their number.
+        work: all other arguments.
     """
     facts = dict(facts) | reference_files.extractor_facts(work.extractor, work.shape)
     path = work.cache / reference_files.cache_name(facts) if facts["fingerprint"] else None
@@ -236,7 +231,7 @@ def _computed(
         return found
     with images() as (source, count):
         if count < 2:
-            raise InputError("reference", f"{facts['source']} holds {count} images, at least 2 are needed")
+            raise InputError("reference", f"{facts['source']} has {count} images, at least 2 are needed")
         collected = collect(
             source,
             count,
@@ -254,17 +249,17 @@ def _computed(
         collected.pooled, collected.spatial, vectors, count, facts | {"images": count, "kind": "images"}
     )
     if path is not None and len(reference.pooled.mean) > _MOST_CACHED:
-        _LOGGER.warning("reference statistics are not kept: their covariance takes gigabytes")
+        _LOGGER.warning("reference statistics are not cached: their covariance takes gigabytes")
     elif path is not None:
         try:
             reference_files.write_cache(path, reference)
-        except OSError as error:  # the figures are worth more than the cache
-            _LOGGER.warning("reference statistics are not kept: %s: %s", path, error.strerror or error)
+        except OSError as error:  # the metrics can be computed without the cache
+            _LOGGER.warning("reference statistics are not cached: %s: %s", path, error.strerror or error)
     return reference
 
 
 def _from_cache(path: Path, facts: Mapping[str, Any], work: _Work) -> Reference | None:
-    """What the cache has of these facts; None if it has nothing readable, or no features where asked."""
+    """The cached reference; None if the file is unreadable or lacks the features of `with_vectors`."""
     try:
         with NpzReader(path, "reference") as file:
             reference = reference_files.read_npz(file, path, None, work.extractor, work.sizes, work.shape)
@@ -273,10 +268,4 @@ def _from_cache(path: Path, facts: Mapping[str, Any], work: _Work) -> Reference 
         return None
     if work.with_vectors and reference.vectors is None:
         return None
-    return Reference(
-        reference.pooled,
-        reference.spatial,
-        reference.vectors,
-        reference.count,
-        {**reference.provenance, "source": facts["source"]},
-    )
+    return replace(reference, provenance={**reference.provenance, "source": facts["source"]})

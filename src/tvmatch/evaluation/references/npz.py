@@ -1,4 +1,4 @@
-"""Reading .npz files of others: nothing in them is executed, and no claim of theirs costs memory."""
+"""Reading untrusted .npz files: nothing in them is executed, and sizes are checked before memory is used."""
 
 import math
 import zipfile
@@ -16,16 +16,14 @@ from tvmatch.storage.files import expect_no_lfs_pointer
 
 
 class NpzReader:
-    """The arrays of an .npz file, each read when it is asked for; a context manager.
-
-    `numpy.load` would do, but reads whole arrays: 10,000 images of 512 × 512 pixels are 8 GB.
+    """A context manager that reads arrays of an .npz file, or parts of them, unlike `numpy.load`.
 
     Args:
         path: the file.
         subject: the argument that named it, for messages.
 
     Raises:
-        InputError: if it is no .npz file, or damaged; also from every method.
+        InputError: if the file is damaged or not an .npz file; also raised by every method.
     """
 
     def __init__(self, path: Path, subject: str) -> None:
@@ -52,7 +50,7 @@ class NpzReader:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the arrays, in the order of the file."""
+        """Names of the arrays in the order of the file."""
         return tuple(self._kinds)
 
     def kind(self, name: str) -> NpyHeader:
@@ -67,7 +65,7 @@ class NpzReader:
 
     @contextmanager
     def rows(self, name: str) -> Iterator[Callable[[range], NDArray[np.generic]]]:
-        """A function that reads consecutive rows of an array; the next ones must not lie before the last."""
+        """Yield a function that reads consecutive rows of an array, in increasing order."""
         shape, dtype, by_columns = self._kinds[name]
         if by_columns:
             raise InputError(
@@ -88,13 +86,13 @@ class NpzReader:
             yield read
 
     def _header(self, member: str) -> NpyHeader:
-        """What an array claims to be, once its size in the file agrees."""
+        """Shape and type of an array, checked against its size in the file."""
         with self._archive.open(member) as stream:
             kind = read_header(stream)
             stored = self._archive.getinfo(member).file_size - stream.tell()
         if kind.dtype.hasobject:
             raise InputError(
-                self._subject, f"{self._path}: {member} holds Python objects, which are not read"
+                self._subject, f"{self._path}: {member} contains Python objects, which are not read"
             )
         claimed = math.prod(kind.shape) * kind.dtype.itemsize
         if claimed != stored:
@@ -107,6 +105,6 @@ class NpzReader:
             yield
         except InputError:
             raise
-        except Exception as error:  # a dozen kinds, of zipfile, zlib, struct, tokenize and NumPy
+        except Exception as error:  # from zipfile, zlib, struct, tokenize or NumPy
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(self._subject, f"{self._path}: not a readable .npz file ({reason})") from error
