@@ -300,7 +300,10 @@ def test_a_distillation_resumes_bit_for_bit(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"spec": other_normalisation()}, r"objective\.teacher: the data's mean"),
-        ({"guidance": 2.0}, r"guidance weight 2, and does not support objective\.guidance_weight 1\.5"),
+        (
+            {"guidance": 2.0},
+            r"trained at guidance weight 2, and does not support objective\.guidance_weight 1\.5",
+        ),
         ({"guidance": (2.0, 3.0)}, r"weight \[2\.0, 3\.0\], and does not support"),
         (
             {"spec": TensorDataset(torch.rand(4, 1, 4, 4), [0, 1, 2, 1], class_names=["x", "y", "z"]).spec},
