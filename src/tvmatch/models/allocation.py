@@ -1,26 +1,35 @@
 """Build the network of a checkpoint on the meta device, and allocate its memory afterwards."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from tvmatch.models.base import BaseNetwork
 
 
-def unallocated(build: Callable[[], BaseNetwork]) -> BaseNetwork:
+def unallocated(build: Callable[[], BaseNetwork], tensor_count: int) -> BaseNetwork:
     """Build a network on the meta device, without memory and without drawing initial weights.
 
     If the constructor reads values of tensors, which fails on the meta device, it is built on the CPU.
 
     Args:
-        build: calls `build_network`.
+        build: `build_network` of a configuration.
+        tensor_count: of the file.
+
+    Raises:
+        ValueError: for a network with far more modules than the file has tensors.
     """
-    try:
-        with torch.device("meta"):
-            return build()
-    except (NotImplementedError, RuntimeError):
-        with torch.device("cpu"):
-            return build()
+    with _bounded_depth(tensor_count):
+        try:
+            with torch.device("meta"):
+                return build()
+        except (NotImplementedError, RuntimeError):
+            with torch.device("cpu"):
+                return build()
 
 
 def allocated(network: BaseNetwork, build: Callable[[], BaseNetwork]) -> BaseNetwork:
@@ -31,6 +40,31 @@ def allocated(network: BaseNetwork, build: Callable[[], BaseNetwork]) -> BaseNet
     if network.fill_buffers():
         return network
     with torch.device("cpu"):
-        rebuilt = build()
-    rebuilt.knows_dropped_labels = network.knows_dropped_labels
-    return rebuilt
+        anew = build()
+    anew.knows_dropped_labels = network.knows_dropped_labels
+    return anew
+
+
+@contextmanager
+def _bounded_depth(tensor_count: int) -> Iterator[None]:
+    """Stop the building of a network, in this thread, that has far more modules than a file has tensors.
+
+    A description may name any depth, and building a network of it could take hours.
+
+    Raises:
+        ValueError: from the constructor of the network.
+    """
+    thread, most, count = threading.get_ident(), 1_000 + 10 * tensor_count, 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        if threading.get_ident() == thread:
+            count += 1
+            if count > most:
+                raise ValueError(f"a depth of more than {most} modules for {tensor_count} tensors")
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -76,7 +76,7 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
     try:
         config, spec = config_from(description["network"]), DataSpec.from_description(description["data"])
         build = partial(build_network, config, spec.shape, spec.class_count, seed=0)
-        network = unallocated(build)
+        network = unallocated(build, len(tensors))
         model = described_model(description, network, spec)
     except NotRegisteredError as error:  # nothing is imported: who registers it must have been before
         raise error.within(file) from None
