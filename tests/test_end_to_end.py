@@ -96,7 +96,7 @@ def latents(home: Path, autoencoder: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(home: Path, latents: Path) -> Path:
     """The paper's recipe on the 64 photographs, with a smaller network, for fifty steps."""
-    data = [f"--data.latents={latents}", "--data.shape=4,8,8", "--data.class_count=4"]
+    data = [f"--data.latents={latents}", "--data.shape=[4,8,8]", "--data.class_count=4"]
     data += ["--data.mean=null", "--data.std=null", "--data.autoencoder=null"]
     run("train", "imagenet256_w2", *data, *TINY, "--training.steps=50", f"--out={home / 'run'}")
     return home / "run"

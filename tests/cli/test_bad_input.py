@@ -139,7 +139,7 @@ CASES: dict[str, Case] = {
     "missing data": Case([*FOLDER, "--data.path=/no/where"], "data.path: /no/where does not exist"),
     "empty data": Case([*FOLDER, "--data.path=photos"], "data.path: photos holds no im", photos_are_gone),
     "unreadable data": Case(
-        [*FOLDER, "--data.path=table.parquet"], "data.path: table.parquet is not a readable", parquet_is_cut
+        [*FOLDER, "--data.path=table.parquet"], "data.path: table.parquet could not be read", parquet_is_cut
     ),
     "a file of another kind": Case(
         [*FOLDER, "--data.path=run/log.jsonl"], "data.path: run/log.jsonl must be a folder, or .parquet"

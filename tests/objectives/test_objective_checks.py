@@ -46,7 +46,7 @@ def changed(function: Any, terms: Mapping[str, str] = {"velocity": "t"}) -> Flow
     ("function", "message"),
     [
         (lambda loss: loss._replace(loss=loss.terms["velocity"]), r"the loss must be a scalar, got shape \("),
-        (lambda loss: loss._replace(terms={}), r"the loss has the terms \[\], term_times \['velocity'\]"),
+        (lambda loss: loss._replace(terms={}), r"the loss has the terms \[\], term_times has \['velocity'\]"),
         (
             lambda loss: loss._replace(terms={"velocity": loss.loss}),
             r"velocity must have shape \(\d+,\), got \(\)",

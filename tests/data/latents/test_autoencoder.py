@@ -155,7 +155,7 @@ def test_a_run_does_not_start_with_another_autoencoder_than_its_latents(
         with pytest.raises(InputError, match=r"other has other weights .* than "):
             decoder(tmp_path / "other", sample_every)
     # One that is not at hand is needed for pictures only.
-    with pytest.raises(InputError, match=r"training\.sample_every=0 draws no samples"):
+    with pytest.raises(InputError, match=r"training\.sample_every=0 to draw no samples"):
         decoder(tmp_path, 10)
     assert decoder(tmp_path, 0) is None
     assert "no samples will be drawn: autoencoder: there is neither" in capsys.readouterr().err
