@@ -159,7 +159,14 @@ def test_the_command_line_trains_flow_matching(
     out = tmp_path / "run"
     short = ["--training.steps=2", "--training.batch_size=8", "--training.sample_every=0", "--device=cpu"]
     tiny = [f"--network.{name}={getattr(TINY_MLP, name)}" for name in ("hidden_size", "depth")]
-    arguments = ["train", "gaussians", "--objective.name=flow_matching", "--objective.t=[-1,2]", *short, *tiny]
+    arguments = [
+        "train",
+        "gaussians",
+        "--objective.name=flow_matching",
+        "--objective.t=[-1,2]",
+        *short,
+        *tiny,
+    ]
     assert main([*arguments, f"--out={out}"]) == 0
     content = read_yaml(out / "config.yaml")
     assert content["objective"] == {"name": "flow_matching", "t": [-1.0, 2.0], "label_dropout": 0.0}
