@@ -9,7 +9,7 @@ from tvmatch.acceleration import Recompute
 from tvmatch.config.schema import Config
 from tvmatch.data.config import ImagesData
 from tvmatch.data.spec import DataSpec
-from tvmatch.dry_run.estimate import Estimate, estimate, has_blocks, rows_at_a_time
+from tvmatch.dry_run.estimate import Estimate, estimate, rows_at_a_time
 from tvmatch.dry_run.expected_data import expected_spec
 from tvmatch.dry_run.tracker import FORWARD
 from tvmatch.models import network_class_of
@@ -40,8 +40,10 @@ def run(config: Config, world_size: int) -> int:
     counts: dict[Choice, Estimate] = {}
     with Console(stderr=True).status("counting a training step"):
         # Compilation is slow, so it is counted for the configured choice only.
-        others = RECOMPUTE if has_blocks(config, spec) else RECOMPUTE[:1]
-        for recompute, compiled in dict.fromkeys([*((what, False) for what in others), choice]):
+        for recompute, compiled in dict.fromkeys([*((what, False) for what in RECOMPUTE), choice]):
+            plain = counts.get(("none", False))
+            if plain is not None and not plain.has_blocks and (recompute, compiled) != choice:
+                continue  # it has nothing to recompute
             training = replace(config.training, recompute=recompute, compile=compiled)
             counted = estimate(replace(config, training=training), spec, world_size=world_size)
             counts[recompute, compiled] = counted

@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from tvmatch.cli.options import DEVICE_HELP
+from tvmatch.cli.options import DEVICE_HELP, hide_data_progress
 from tvmatch.config.parser import OneLineParser
 from tvmatch.config.recipes import recipe, recipe_names
 from tvmatch.data.config import LatentsData
@@ -129,7 +128,7 @@ def _encoder(parsed: Any, out: Path) -> Encoder:
     normalization = _normalization(parsed.normalization)
     device = resolve_device(device_of_process(parsed.device))
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        hide_data_progress()
     label_column = None if parsed.label_column == "null" else parsed.label_column
     source = open_images(
         parsed.data, parsed.split, label_column=label_column, image_column=parsed.image_column

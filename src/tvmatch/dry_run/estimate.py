@@ -40,7 +40,7 @@ from tvmatch.data.spec import DataSpec
 from tvmatch.dry_run.tracker import PARTS, StepTracker, size_of
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
-from tvmatch.models import build_network, layers
+from tvmatch.models import layers
 from tvmatch.models.base import answers_of
 from tvmatch.training.state import TrainingState, accelerate_training, initial_state
 from tvmatch.training.step import draw_inputs, training_step
@@ -56,6 +56,7 @@ class Estimate:
 
     Attributes:
         parameters: of the network, by part.
+        has_blocks: whether the network has blocks that can be recomputed.
         rows: elements that go through the network at a time.
         weights: of the network.
         gradients: of the weights.
@@ -69,6 +70,7 @@ class Estimate:
     """
 
     parameters: dict[str, int]
+    has_blocks: bool
     rows: int
     weights: int
     gradients: int
@@ -158,6 +160,7 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
         peak, gradients_then = tracker.peak_of_rest + gradients, gradients
     return Estimate(
         parameters=parameter_counts(state.network),
+        has_blocks=bool(answers_of(state.network).dual_blocks()),
         rows=rows,
         weights=weights,
         gradients=gradients,
@@ -169,13 +172,6 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
         gradients_at_peak=gradients_then,
         flops={name: tracker.flops[name] * parts for name in PARTS if tracker.flops[name]},
     )
-
-
-def has_blocks(config: Config, spec: DataSpec) -> bool:
-    """Whether the network of a configuration has blocks that can be recomputed."""
-    with torch.device("meta"):
-        network = build_network(config.network, spec.shape, spec.class_count)
-    return bool(network.dual_blocks())
 
 
 def parameter_counts(network: nn.Module) -> dict[str, int]:

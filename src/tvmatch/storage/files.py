@@ -85,6 +85,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json_file(path: Path) -> Any:
+    """The value of a JSON file; raises an InputError that names a missing or unreadable file."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "missing") from None
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"not readable as JSON ({error})") from None
+
+
 def _unfinished(path: Path) -> Path:
     # Processes of several machines may have the same number.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tvmatch.condition import MOST_GUIDANCE, Guidance
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
-from tvmatch.storage.files import expect_no_lfs_pointer, parse_json
+from tvmatch.storage.files import expect_no_lfs_pointer, read_json_file
 
 FORMAT = "tvmatch-model-1"
 Read = TypeVar("Read")
@@ -83,12 +83,7 @@ def find_checkpoint(path: Path) -> Path:
 
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:
     """A JSON object whose `format` is as expected; an InputError otherwise."""
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(path, "missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"not readable as JSON ({error})") from None
+    content = read_json_file(path)
     if not isinstance(content, dict) or content.get("format") != expected_format:
         raise InputError(path, f"its format is not {expected_format}")
     return content

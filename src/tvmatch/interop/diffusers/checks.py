@@ -10,7 +10,7 @@ from diffusers.models import autoencoders
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.interop.diffusers.transformer import LIBRARY, TVMTransformer
-from tvmatch.storage.files import parse_json
+from tvmatch.storage.files import read_json_file
 from tvmatch.trained_model import TrainedModel
 from tvmatch.trained_model.loading import described_model
 
@@ -79,12 +79,7 @@ def check_index(folder: Path) -> None:
         InputError: if it does.
     """
     path = folder / "model_index.json"
-    try:
-        index = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(path, "missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"not readable as JSON ({error})") from None
+    index = read_json_file(path)
     if not isinstance(index, dict) or index.get("_class_name") != "TVMPipeline":
         raise InputError(path, "not of a TVMPipeline")
     entries = {name: value for name, value in index.items() if not name.startswith("_")}
