@@ -172,7 +172,7 @@ REFUSED: dict[str, bytes] = {
     "append to a class": b"\x80\x02" + SYSTEM + b"Na.",
     "item of a class": b"\x80\x02" + SYSTEM + b"NNs.",
     "NEWOBJ of a function": b"\x80\x02c_codecs\nencode\n)\x81.",
-    "BUILD of a list": b"\x80\x02]}b.",
+    "BUILD of a list": b"\x80\x02]}K\x01Nsb.",
     "slots of a list": b"\x80\x02]N}X\x09\x00\x00\x00__class__" + SYSTEM + b"s\x86b.",
     "EXT1": b"\x80\x02\x82\x01.",
     "EXT2": b"\x80\x02\x83\x01\x00.",
@@ -182,7 +182,7 @@ REFUSED: dict[str, bytes] = {
     "NEXT_BUFFER": b"\x80\x05\x97.",
     "READONLY_BUFFER": b"\x80\x05K\x01\x98.",
     "call of data": b"\x80\x02]K\x01\x85R.",
-    "call without arguments": b"\x80\x02cnumpy\ndtype\n]R.",
+    "call without arguments": b"\x80\x02cnumpy\ndtype\nK\x01R.",
     "a name that is no text": b"\x80\x04K\x01K\x02\x93.",
     "getattr of no text": b"\x80\x02cbuiltins\ngetattr\n(NNtR.",
     "rebuild by data": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(NN)NtR.",
@@ -396,7 +396,7 @@ ABSURD = {
 
 
 def test_absurd_sizes_are_one_line(tmp_path: Path) -> None:
-    """In a process that may take two gigabytes: what cannot be allocated is an InputError as well."""
+    """In a process that may take two gigabytes. A large index in the memo takes no memory: see _Unpickler."""
     for name, data in ABSURD.items():
         (tmp_path / f"{name}.pkl").write_bytes(data)
     program = """
@@ -409,12 +409,14 @@ limit = pages * resource.getpagesize() + 2**31
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        restricted_load(path)
+        print(f"{path}: loaded {restricted_load(path)}")
     except InputError as error:
         print(error)
 """
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
     )
-    assert len(done.stdout.splitlines()) == len(ABSURD)
-    assert "memo.pkl: damaged, truncated, or not a pickle (MemoryError)" in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(ABSURD)
+    loaded = {Path(line.partition(":")[0]).stem for line in lines if line.endswith("loaded None")}
+    assert loaded == {"memo", "memo in text"}

@@ -59,8 +59,12 @@ def restricted_load(path: Path) -> Any:
         copyreg.clear_extension_cache()
 
 
-class _Unpickler(pickle.Unpickler):
-    """Imports nothing. Its results are plain data, objects of `inert`, `arrays` and `tensors`."""
+class _Unpickler(pickle._Unpickler):
+    """Imports nothing. Its results are plain data, objects of `inert`, `arrays` and `tensors`.
+
+    It extends Python's implementation, since C's allocates up to 64 GB for one changed byte: the memo, of the
+    size of its largest index.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         return STAND_INS.get((module, name)) or inert_class(name)
