@@ -20,10 +20,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _compiled_anew() -> None:
     torch.compiler.reset()
-    return tmp_path / "cache"
 
 
 class _Wrong(torch.autograd.Function):
@@ -63,7 +61,7 @@ def cases(**rules: Any) -> dict[str, Case]:
     return {name: Case(rule, ((2, 3), (2, 3))) for name, rule in rules.items()}
 
 
-def test_the_rules_are_right_when_they_are_compiled(a_cache_of_its_own: Path) -> None:
+def test_the_rules_are_right_when_they_are_compiled() -> None:
     """On the PyTorch that runs this test: a few roundings of float64, of every output and gradient."""
     found = compilation.errors(CPU, torch.float64)
     assert found.keys() == compilation.CASES.keys()
@@ -74,43 +72,13 @@ def test_the_rules_are_right_when_they_are_compiled(a_cache_of_its_own: Path) ->
 
 
 @pytest.mark.parametrize("rule", [wrong_gradient, wrong_value, not_finite])
-def test_a_function_that_is_wrong_is_named(
-    rule: Any, a_cache_of_its_own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_that_is_wrong_is_named(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "CASES", cases(right=right, spoiled=rule))
     message = rf"^training\.compile: what PyTorch {torch.__version__.split('+')[0]}.* differs .*: spoiled \("
     with pytest.raises(InputError, match=message) as caught:
         require_right_compilation(CPU)
     assert "right (" not in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not a_cache_of_its_own.exists()  # a fault is not remembered
-
-
-def test_what_was_right_is_remembered(a_cache_of_its_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until PyTorch, the source, or the kind of device is another."""
-    monkeypatch.setattr(compilation, "CASES", cases(right=right))
-    require_right_compilation(CPU)
-    (file,) = (a_cache_of_its_own / "tvmatch" / "compilation").iterdir()
-    assert torch.__version__ in file.read_text()
-    monkeypatch.setattr(compilation, "CASES", cases(spoiled=wrong_gradient))
-    require_right_compilation(CPU)  # is not looked at again
-    monkeypatch.setattr(torch.version, "git_version", "another")
-    with pytest.raises(InputError, match="spoiled"):
-        require_right_compilation(CPU)
-
-
-@pytest.mark.parametrize("folder", ["/dev/null/cache", "/proc/cache"])
-def test_a_cache_that_cannot_be_written_is_done_without(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", folder)
-    monkeypatch.setattr(compilation, "CASES", cases(right=right))
-    require_right_compilation(CPU)
-    require_right_compilation(CPU)
-
-
-def test_a_relative_cache_folder_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    for given in ("", "cache"):
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert compilation._cache_folder() == Path.home() / ".cache" / "tvmatch"
 
 
 @pytest.mark.parametrize("compiled", [True, False])

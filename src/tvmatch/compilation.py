@@ -5,14 +5,11 @@ A bug in PyTorch's compiler can make compiled training silently wrong: PyTorch 2
 compiled in one small graph, and all outputs and gradients are compared with eager execution.
 """
 
-import hashlib
 import math
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,7 +19,6 @@ from tvmatch import attention, dual
 from tvmatch.dual import Dual
 from tvmatch.errors import InputError
 from tvmatch.seeds import generator
-from tvmatch.storage.files import replacing
 
 # The relative error of a wrong gradient is about 1; rounding errors are at most 1e-3, also with TF32.
 WRONG = 1e-2
@@ -143,16 +139,11 @@ def _relative(actual: Tensor, expected: Tensor) -> float:
 
 
 def require_right_compilation(device: torch.device) -> None:
-    """Compare once per build of PyTorch, source of tvmatch and kind of device; this takes a few seconds.
-
-    A successful comparison is recorded in `$XDG_CACHE_HOME/tvmatch` (default: `~/.cache/tvmatch`).
+    """Compare the rules, compiled, with eager execution; this takes a few seconds.
 
     Raises:
         InputError: if a compiled function is wrong, naming it and PyTorch's version.
     """
-    record = _cache_folder() / "compilation" / _fingerprint(device)
-    if record.is_file():
-        return
     wrong = [
         f"{name} ({part} off by {error:.1g} of its size)"
         for name, parts in errors(device).items()
@@ -165,26 +156,3 @@ def require_right_compilation(device: torch.device) -> None:
             f"what PyTorch {torch.__version__} compiles for {device.type} differs from "
             f"eager execution: {'; '.join(wrong)}; train without it, or with another PyTorch",
         )
-    try:
-        with replacing(record) as unfinished:
-            unfinished.write_text(f"PyTorch {torch.__version__}, {device.type}\n", encoding="utf-8")
-    except OSError:
-        pass  # the next run compares again
-
-
-def _cache_folder() -> Path:
-    """The cache folder; as in the XDG specification, a relative `XDG_CACHE_HOME` is ignored."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "tvmatch"
-
-
-def _fingerprint(device: torch.device) -> str:
-    """A hash of everything that compilation depends on."""
-    digest = hashlib.sha256()
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    for fact in (torch.__version__, torch.version.git_version, sys.version, device.type, hardware):
-        digest.update(f"{fact}\n".encode())
-    package = Path(__file__).parent
-    for file in sorted([*package.glob("*.py"), *package.glob("attention/**/*.py")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:32]
