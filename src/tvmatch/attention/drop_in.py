@@ -89,8 +89,8 @@ def repair_forward_mode() -> Iterator[None]:
     - PyTorch's transformer layers do not use their fused layer operator;
     - `layer_norm`, `group_norm`, and `batch_norm` with running statistics use operators with correct rules;
     - operators with a wrong rule raise `NotImplementedError` (see `attention.refusals`), as do
-      `torch.utils.checkpoint` and TorchScript that contains such an operator or layer norm. Operators whose
-      tangent is correct, but not the gradients through it, raise only while gradients are recorded.
+      `torch.utils.checkpoint` and TorchScript. Operators whose tangent is correct, but not the gradients
+      through it, raise only while gradients are recorded.
 
     Values that a model hides from PyTorch remain silently wrong: `detach`, `.data`, NumPy, custom kernels
     that are not registered as operators.

@@ -95,10 +95,6 @@ _REFUSED_NAMES: dict[str, _Refusal] = {
 }
 
 
-# In TorchScript layer norm cannot be replaced.
-_REFUSED_IN_SCRIPTS = _REFUSED_NAMES | {"layer_norm": _REFUSED_NAMES["native_layer_norm"]}
-
-
 def _spellings(name: str) -> Iterator[Callable[..., Any]]:
     """All Python callables of an operator: function, method, operator and its overloads."""
     for owner in (torch, torch.Tensor, torch._C._linalg, torch._C._special):  # type: ignore[attr-defined]
@@ -187,34 +183,13 @@ def refusing_script(call: Callable[..., Any]) -> Callable[..., Any]:
 
     def called(script: Any, *arguments: Any, **options: Any) -> Any:
         if forward_ad._current_level >= 0 and hides_tangent((arguments, options)):
-            names = sorted(set(_scripted_operators(script.inlined_graph)))
-            if names:
-                raise NotImplementedError(
-                    f"TorchScript with {', '.join(names)}: PyTorch's tangent, or gradients through it, are "
-                    "wrong; use the function or module that was scripted or traced"
-                )
+            raise NotImplementedError(
+                "TorchScript: its operators cannot be replaced or checked in forward mode; use the function "
+                "or module that was scripted or traced"
+            )
         return call(script, *arguments, **options)
 
     return called
-
-
-def _scripted_operators(block: Any) -> Iterator[str]:
-    """Names of the refused operators in a TorchScript graph, including branches and loops."""
-    for node in block.nodes():
-        namespace, name = node.kind().split("::", 1)
-        # Arguments known only at run time, such as a batch norm's `training`, count as true.
-        arguments = [True if (value := x.toIValue()) is None else value for x in node.inputs()]
-        refusal = _REFUSED_IN_SCRIPTS.get(name)
-        if refusal is None:
-            refused = namespace not in ("aten", "prim", "prims")
-        else:
-            refused = refusal.concerns(arguments, {}) and (
-                refusal.reason != _GRADIENTS or _is_differentiated_again()
-            )
-        if refused:
-            yield name
-        for inner in node.blocks():
-            yield from _scripted_operators(inner)
 
 
 def refuse_checkpoint() -> NoReturn:
