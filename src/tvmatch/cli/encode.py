@@ -4,19 +4,14 @@ import errno
 import re
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.text import Text
 
 from tvmatch.cli.options import DEVICE_HELP, hide_data_progress
+from tvmatch.cli.progress import progress_bar
 from tvmatch.config.parser import OneLineParser
 from tvmatch.config.recipes import recipe, recipe_names
 from tvmatch.data.config import LatentsData
@@ -44,7 +39,6 @@ _OPTIONS = {  # names of this command's options, by those of the data section of
 }
 _FAR = 0.5  # standard deviations; the recipes for 256 and 512 pixels differ by 0.15
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SECONDS_PER_LINE = 60  # of progress, without a terminal
 
 
 def run(arguments: list[str]) -> int:
@@ -57,9 +51,9 @@ def run(arguments: list[str]) -> int:
     with arguments_named(_OPTIONS):
         encoder = _encoder(parsed, out)
         try:
-            with _progress(encoder, part) as on_images:
+            with progress_bar("encoding", shown=is_first()) as report:
                 encoder.encode(
-                    part, workers=parsed.workers, on_bad_image=parsed.on_bad_image, on_images=on_images
+                    part, workers=parsed.workers, on_bad_image=parsed.on_bad_image, on_progress=report
                 )
             info = encoder.finish()
         except KeyboardInterrupt:
@@ -179,40 +173,6 @@ def _normalization(given: str | None) -> Normalization | Literal["measured"] | N
         "normalization",
         f"must be {MEASURED}, a recipe, or a folder of latents or a checkpoint, got {given!r}",
     )
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Images per second over the last 30 seconds."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g} images/s")
-
-
-@contextmanager
-def _progress(encoder: Encoder, part: Position) -> Iterator[Callable[[int], None]]:
-    """Show progress over the images of this part: a bar, or without a terminal one line per minute."""
-    total = sum(len(encoder.images(shard)) for shard in encoder.of_part(part))
-    done = sum(len(encoder.images(shard)) for shard in encoder.finished(part))
-    console = Console(stderr=True)
-    if console.is_terminal and is_first():
-        columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress("encoding", *columns, console=console) as progress:
-            task = progress.add_task("", total=total, completed=done)
-            yield lambda count: progress.advance(task, count)
-        return
-    start = shown = time.monotonic()
-    encoded = 0
-
-    def on_images(count: int) -> None:
-        nonlocal encoded, shown
-        encoded += count
-        now = time.monotonic()
-        if now - shown > _SECONDS_PER_LINE:
-            shown = now
-            rate = encoded / (now - start)
-            print(f"{done + encoded} of {total} images, {rate:.3g} images/s", file=sys.stderr, flush=True)
-
-    yield on_images
 
 
 def _finished(encoder: Encoder, part: Position) -> str:

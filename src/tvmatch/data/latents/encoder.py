@@ -115,7 +115,7 @@ class Encoder:
         *,
         workers: int = 4,
         on_bad_image: Literal["error", "skip"] = "error",
-        on_images: Callable[[int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Write the missing shards of a part.
 
@@ -123,7 +123,7 @@ class Encoder:
             part: rank and number of parts.
             workers: processes that read images; 0 reads them in this process.
             on_bad_image: "skip" leaves out images that cannot be read.
-            on_images: called after each batch with its number of images.
+            on_progress: called with the number of images done and the total of this part.
 
         Raises:
             InputError: an image cannot be read and is not skipped, or another process encodes the same part.
@@ -136,17 +136,21 @@ class Encoder:
             FolderLock(self._folder, shared=not whole, doing=_DOING),
             nullcontext() if whole else FolderLock(self._folder, name, doing=_DOING),
         ):
-            self._encode(part, workers, on_bad_image, on_images)
+            self._encode(part, workers, on_bad_image, on_progress or (lambda done, total: None))
 
     def _encode(
         self,
         part: Position,
         workers: int,
         on_bad_image: Literal["error", "skip"],
-        on_images: Callable[[int], None] | None,
+        report: Callable[[int, int], None],
     ) -> None:
-        done = self.finished(part)
-        batches = {shard: self._batches(shard) for shard in self.of_part(part) if shard not in done}
+        finished = self.finished(part)
+        batches = {shard: self._batches(shard) for shard in self.of_part(part) if shard not in finished}
+        done, total = (
+            sum(len(self.images(shard)) for shard in shards) for shards in (finished, self.of_part(part))
+        )
+        report(done, total)
         options = self._options
         every = list(chain.from_iterable(batches.values()))
         with read_batches(self._source, every, options.resolution, options.crop, workers) as read:
@@ -154,8 +158,8 @@ class Encoder:
                 with new_shard(self._folder, shard) as writer:
                     for numbers in batches[shard]:
                         self._write(next(read), writer, skip=on_bad_image == "skip")
-                        if on_images is not None:
-                            on_images(len(numbers))
+                        done += len(numbers)
+                        report(done, total)
 
     def finish(self) -> LatentsInfo | None:
         """Write latents.json if the shards of all parts are complete.
