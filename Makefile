@@ -3,7 +3,7 @@
 # `make test-evaluation` tests the extractors of FID, which need torchvision and the PyTorch that it belongs to, in an
 # environment of their own (5.4 GB).
 # `make test-versions` runs the tests that depend on PyTorch on the oldest that is declared, the pinned and the newest
-# one (5 GB for each of the two that it builds). Remove .venv-versions/newest to take what is newest by then.
+# one (6 GB for each of the two that it builds). Remove .venv-versions/newest to take what is newest by then.
 
 PYTHON ?= python3
 BIN := .venv/bin
