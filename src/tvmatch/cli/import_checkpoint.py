@@ -1,6 +1,5 @@
 """`tvmatch import`: convert a file of the TVM authors, or a Flow Matching SiT, to a checkpoint."""
 
-import hashlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from tvmatch.interop.checkpoints.snapshot import ImportedNetwork, Snapshot, impo
 from tvmatch.interop.checkpoints.training_facts import TrainingFacts
 from tvmatch.interop.checkpoints.training_options import ImportedTraining, imported_training
 from tvmatch.models import DiT
-from tvmatch.storage.files import new_folder
+from tvmatch.storage.files import new_folder, sha256_of
 from tvmatch.trained_model import TrainedModel
 
 DESCRIPTION = """\
@@ -225,11 +224,9 @@ def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
 def _provenance(
     path: Path, snapshot: Snapshot, imported: ImportedNetwork, recipe_name: str | None
 ) -> dict[str, Any]:
-    with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     provenance = {
         "imported_from": path.name,
-        "imported_sha256": fingerprint,
+        "imported_sha256": sha256_of(path),
         "imported_network": snapshot.entry or "the whole file",
         "imported_precision": ", ".join(imported.dtypes),
         "parameters": sum(parameter.numel() for parameter in imported.network.parameters()),

@@ -19,6 +19,7 @@ from tvmatch.generation.numbered import labels_in_turn, numbered_samples, sample
 from tvmatch.generation.sample_files import Layout, SampleFiles, sample_files
 from tvmatch.generation.uint8 import Uint8, check_uint8
 from tvmatch.sampling import expect_sample_numbers, time_grid
+from tvmatch.storage.files import sha256_of
 from tvmatch.trained_model import TrainedModel
 from tvmatch.trained_model.files import find_checkpoint
 
@@ -170,8 +171,7 @@ def _fingerprint(checkpoint: Path) -> str:
     """Hash of a checkpoint, the same for a copy of it."""
     whole = hashlib.sha256()
     for name in ("model.json", "model.safetensors"):
-        with (checkpoint / name).open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(bytes.fromhex(sha256_of(checkpoint / name)))
     return whole.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Files and folders that are written completely or not at all, and JSON from untrusted sources."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -29,6 +30,12 @@ def expect_no_lfs_pointer(path: str | Path) -> None:
         return
     if is_lfs_pointer(start):
         raise InputError(path, LFS_POINTER)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

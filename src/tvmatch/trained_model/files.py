@@ -70,15 +70,25 @@ def find_checkpoint(path: Path) -> Path:
     """
     if (path / "model.json").is_file():
         return path
-    # Only finished ones, by number: step_900 comes before step_1000, and a folder still being written has
-    # another name.
-    found = [file.parent for file in path.glob("checkpoints/step_*/model.json")]
-    found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
-    if found:
-        return max(found, key=lambda folder: int(folder.name.removeprefix("step_")))
+    if found := checkpoints(path):
+        return found[-1]
     if path.exists():
         raise InputError(path, "no checkpoint here (a folder with model.json, or a run folder)")
     raise InputError(path, "no such file or folder")
+
+
+def checkpoints(run: Path, file: str = "model.json") -> list[Path]:
+    """The checkpoints of a run folder that hold `file`, in the order of their steps.
+
+    A checkpoint that is being written has another name.
+    """
+    found = [path.parent for path in run.glob(f"checkpoints/step_*/{file}")]
+    return sorted((path for path in found if path.name.removeprefix("step_").isdecimal()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tvmatch import seeds
 from tvmatch.errors import InputError
-from tvmatch.trained_model import TrainedModel
+from tvmatch.trained_model import TrainedModel, files
 from tvmatch.trained_model.files import load_tensors, read_json, read_tensors, save_tensors
 from tvmatch.training.state import TrainingState
 
@@ -131,15 +131,8 @@ def last_checkpoint(run: Path) -> str:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    found = [path.parent for path in (run / "checkpoints").glob("step_*/training.json")]
-    found = [folder for folder in found if folder.name.removeprefix("step_").isdecimal()]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint."""
-    return int(checkpoint.name.removeprefix("step_"))
+    """The checkpoints of a run folder that training can resume from, oldest first."""
+    return files.checkpoints(run, "training.json")
 
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 from tvmatch.data.spec import agree
 from tvmatch.errors import InputError
 from tvmatch.trained_model import TrainedModel
-from tvmatch.trained_model.files import FORMAT, read_json
-from tvmatch.training.checkpoint import checkpoints, load_checkpoint, step_of
+from tvmatch.trained_model.files import FORMAT, read_json, step_of
+from tvmatch.training.checkpoint import checkpoints, load_checkpoint
 from tvmatch.training.state import TrainingState
 
 

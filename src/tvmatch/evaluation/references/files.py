@@ -22,7 +22,7 @@ from tvmatch.evaluation.extractors import Extractor
 from tvmatch.evaluation.metrics.frechet import GaussianStatistics
 from tvmatch.evaluation.references.npz import NpzReader
 from tvmatch.safe_pickle.unpickler import restricted_load
-from tvmatch.storage.files import parse_json, replacing
+from tvmatch.storage.files import parse_json, replacing, sha256_of
 
 FORMAT = "tvmatch-reference-1"
 _PICKLE_KEYS = {"inception": "fid", "dinov2": "fd_dinov2"}
@@ -228,14 +228,8 @@ def read_pickle(path: Path, extractor: Extractor, sizes: FeatureSizes) -> Refere
     provenance = {
         "source": str(path),
         "kind": f"statistics {key} of unrecorded origin",
-        "fingerprint": hash_file(path),
+        "fingerprint": f"sha256 {sha256_of(path)}",
     }
     return Reference(
         checked_statistics(arrays["mu"], arrays["sigma"], str(path)), None, None, None, provenance
     )
-
-
-def hash_file(path: Path) -> str:
-    """What a file's content is known by."""
-    with path.open("rb") as file:
-        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"

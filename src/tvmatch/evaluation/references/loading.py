@@ -24,6 +24,7 @@ from tvmatch.evaluation.references.cache import default_cache, source_fingerprin
 from tvmatch.evaluation.references.files import Reference
 from tvmatch.evaluation.references.npz import NpzReader
 from tvmatch.evaluation.samples import Progress
+from tvmatch.storage.files import sha256_of
 
 if TYPE_CHECKING:
     from tvmatch.data.images.pixels import Crop
@@ -128,7 +129,7 @@ def is_array_file(path: str) -> bool:
 
 def _from_npz(path: Path, work: _Work) -> Reference | None:
     """The statistics of the file; features of its images if it has no statistics or they are needed."""
-    fingerprint = reference_files.hash_file(path) if work.processes.is_first else None
+    fingerprint = f"sha256 {sha256_of(path)}" if work.processes.is_first else None
     with NpzReader(path, "reference") as file:
         if "mu" not in file and "arr_0" not in file:
             raise InputError(
