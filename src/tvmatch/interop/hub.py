@@ -1,8 +1,8 @@
 """Trained models on the Hugging Face Hub: weights as safetensors, a description, a model card.
 
-A repository holds `model.json` and `model.safetensors`, which `tvmatch.load` reads, `README.md` (the card),
-and where they were given `samples.png`, figures, the run's configuration and the autoencoder, in diffusers'
-layout. Only names on a fixed list are downloaded, and nothing of a repository is executed.
+A repository holds `model.json` and `model.safetensors`, which `tvmatch.load` reads, `README.md` (the model
+card) and optionally `samples.png`, metrics, the run's configuration, and the autoencoder in diffusers'
+layout. Only files of fixed names are downloaded, and no code of a repository is executed.
 """
 
 import shutil
@@ -35,13 +35,13 @@ MODEL_FILES = (
 
 
 class Card(TypedDict, total=False):
-    """What goes with a model into its folder and onto its card, all of it optional.
+    """Optional content of a model's folder and model card.
 
     Attributes:
         metrics: files that `tvmatch evaluate` wrote (metrics.json, metrics_inception.json, …).
-        samples: a picture, or the path of a PNG; `tvmatch.pictures.image_grid` draws one.
+        samples: a picture (see `tvmatch.pictures.image_grid`), or the path of a PNG.
         config: the config.yaml of the run.
-        license: of the weights, as the Hub writes it, such as "cc-by-4.0".
+        license: of the weights, as an identifier of the Hub, such as "cc-by-4.0".
     """
 
     metrics: Sequence[str | Path]
@@ -63,14 +63,14 @@ def save_pretrained(
     Args:
         model: to be saved.
         folder: must not exist yet.
-        autoencoder: of a model of latents, to save beside it (`model.decoder`, if it came from
-            `load_autoencoder`). Without it the folder names the one that the latents were made with.
+        autoencoder: for a model of latents, saved in the same folder (`model.decoder`, if `load_autoencoder`
+            loaded it). Without it, the folder records the source of the autoencoder that encoded the latents.
         repo_id: "user/name" on the Hub, for the example on the card.
         **card: see `Card`.
 
     Raises:
-        InputError: if the folder exists, the autoencoder is not that of the model's latents, or a file of
-            metrics is not one.
+        InputError: if the folder exists, the autoencoder did not encode the latents, or a metrics file is
+            invalid.
         OSError: if the folder cannot be written.
         TypeError: if the network is not of a registered kind.
     """
@@ -98,10 +98,10 @@ def write_card(
     repo_id: str | None = None,
     **card: Unpack[Card],
 ) -> None:
-    """Write the card and the files that go with it into an existing folder.
+    """Write the model card and its files into an existing folder.
 
     Args:
-        model: to be described.
+        model: to describe.
         folder: of the model.
         pipeline: whether the folder holds a pipeline of `tvmatch.diffusers`.
         repo_id: as for `save_pretrained`.
@@ -151,19 +151,19 @@ def push_to_hub(
     autoencoder: "Autoencoder | None" = None,
     **card: Unpack[Card],
 ) -> str:
-    """Put a model on the Hub as `save_pretrained` writes it, as one commit.
+    """Upload a model to the Hub as `save_pretrained` writes it, in one commit.
 
     Args:
-        model: to be uploaded.
+        model: to upload.
         repo_id: "user/name"; the repository is created if it does not exist.
-        private: whether a new repository is.
-        token: of the Hub; by default that of `hf auth login`.
-        commit_message: of the commit.
+        private: whether a new repository is private.
+        token: of the Hub. Default: that of `hf auth login`.
+        commit_message: message of the commit.
         autoencoder: as for `save_pretrained`.
         **card: see `Card`.
 
     Returns:
-        The repository's address.
+        The URL of the repository.
 
     Raises:
         InputError: for an invalid name, without access, or if the Hub cannot be reached.
@@ -183,22 +183,22 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     autoencoder: str | None = None,
 ) -> TrainedModel:
-    """A trained model of the Hub, or of a folder, ready to sample.
+    """Load a trained model from the Hub or from a folder.
 
-    For a model of latents the autoencoder is loaded too; its weights must be those that encoded the latents.
-    (`tvmatch.load` reads a folder without it.)
+    For a model of latents, the autoencoder is loaded, too; it must be the one that encoded the latents.
+    (`tvmatch.load` reads a folder without the autoencoder.)
 
     Args:
         name: "user/name" on the Hub, or a folder that `save_pretrained` or a training run wrote.
         revision: branch, tag or commit on the Hub.
-        token: of the Hub; by default that of `hf auth login`.
-        device: where to put the model.
-        autoencoder: where to load it from, a folder or a name on the Hub; by default from beside the model,
-            or from where it was loaded when the latents were made.
+        token: of the Hub. Default: that of `hf auth login`.
+        device: of the model.
+        autoencoder: folder or name on the Hub. Default: the one in the model's folder, or the source recorded
+            when the latents were encoded.
 
     Raises:
-        InputError: if there is no such model or no access, a file is missing, truncated or mismatched, or the
-            autoencoder is another than the latents'.
+        InputError: if there is no such model or no access, a file is missing, truncated or does not fit, or
+            the autoencoder is not the one that encoded the latents.
     """
     folder = Path(name)
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""The README of a model on the Hugging Face Hub: what it is, how to use it, its figures and provenance."""
+"""The README of a model on the Hugging Face Hub: description, usage, metrics and provenance."""
 
 import json
 import sys
@@ -26,11 +26,11 @@ def model_card(
     """Markdown with the Hub's YAML header.
 
     Args:
-        model: to be described.
-        metrics: figures as `tvmatch evaluate` writes them.
-        samples: whether there is a samples.png to show.
-        config: the text of the run's config.yaml, which is beside the card.
-        license: of the weights, as the Hub writes it.
+        model: to describe.
+        metrics: content of the files that `tvmatch evaluate` writes.
+        samples: whether to show samples.png.
+        config: the text of the run's config.yaml, which is in the same folder.
+        license: of the weights, as an identifier of the Hub.
         repo_id: "user/name" on the Hub, for the example.
         pipeline: whether the folder is a pipeline of `tvmatch.diffusers`, not a model for `tvmatch.load`.
     """
@@ -75,7 +75,7 @@ def _title(model: TrainedModel) -> str:
 
 
 def _is_imported(model: TrainedModel) -> bool:
-    """Whether others trained it, by a method that its file does not tell."""
+    """Whether it was imported, so that the training method is unknown."""
     return "imported_from" in model.provenance and model.step == 0
 
 
@@ -145,17 +145,17 @@ def _facts(model: TrainedModel) -> dict[str, str]:
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[str]:
-    """A table of the rows, and a list of where its figures come from and what else fits on a line."""
+    """A table of the rows, and a list of their provenance, warnings and all other single values."""
     listed, by_steps, warnings = (metrics.get(name) for name in ("rows", "nfe", "warnings"))
     rows: list[Mapping[str, Any]] = []
-    if isinstance(listed, list):  # in features: a row for each guidance weight and number of steps
+    if isinstance(listed, list):  # of evaluate_features: a row for each guidance weight and number of steps
         rows = [row for row in listed if isinstance(row, Mapping)]
     elif isinstance(by_steps, Mapping):
         rows = [{"steps": steps, **row} for steps, row in by_steps.items() if isinstance(row, Mapping)]
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "provenance"))
     cells = [tuple(_shown(row.get(name, "")) for name in columns) for row in rows]
     table = [_table(tuple(_words(name) for name in columns), cells)] if columns else []
-    facts = [  # not what the card says of the model, nor its place on the machine where it was measured
+    facts = [  # without what the card says elsewhere, and the path where it was measured
         f"{'training steps' if name == 'steps' else _words(name)}: {_shown(value)}"
         for name, value in metrics.items()
         if isinstance(value, str | int | float) and name not in ("checkpoint", "parameters", "train_seconds")
@@ -174,7 +174,7 @@ def _table(header: tuple[str, ...], rows: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line, and without ending the cell."""
+    """Text of a table cell: on one line, with escaped bars."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

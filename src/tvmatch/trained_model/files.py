@@ -1,4 +1,4 @@
-"""The files of a model on disk: which checkpoint, its JSON, its tensors. Reading executes nothing."""
+"""Files of checkpoints: their folders, JSON and tensors. Reading executes no code."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ Read = TypeVar("Read")
 
 
 def read_spec(path: str | Path) -> DataSpec:
-    """What the model of a checkpoint generates, without its weights.
+    """The data specification of a checkpoint, read without its weights.
 
     Raises:
-        InputError: if the path holds no checkpoint of this project.
+        InputError: if there is no checkpoint at the path.
     """
     return of_newest(Path(path), _read_spec)
 
@@ -36,7 +36,7 @@ def _read_spec(folder: Path) -> DataSpec:
 
 
 def guidance_from(numbers: Any) -> Guidance:
-    """One weight, or a pair of them, from JSON; a TypeError or ValueError for anything else."""
+    """A guidance weight or a range from JSON. Raises TypeError or ValueError for anything else."""
     low, high = map(float, numbers if isinstance(numbers, list) else [numbers] * 2)
     if not 1 <= low <= high <= MOST_GUIDANCE:
         raise ValueError(f"guidance {numbers}")
@@ -56,9 +56,7 @@ def of_newest(path: Path, read: Callable[[Path], Read]) -> Read:
         try:
             return read(folder)
         except (InputError, OSError):
-            if os.path.lexists(
-                folder / "model.json"
-            ):  # not removed, whatever it is: a folder, a link to nothing
+            if os.path.lexists(folder / "model.json"):  # it was not removed
                 raise
 
 
@@ -92,7 +90,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:
-    """A JSON object whose `format` is as expected; an InputError otherwise."""
+    """Read a JSON object. Raises InputError unless its `format` is as expected."""
     content = read_json_file(path)
     if not isinstance(content, dict) or content.get("format") != expected_format:
         raise InputError(path, f"its format is not {expected_format}")
@@ -100,7 +98,7 @@ def read_json(path: Path, expected_format: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; an InputError if it is missing, truncated or something else."""
+    """Read a safetensors file. Raises InputError if it is missing, truncated or of another format."""
     expect_no_lfs_pointer(path)
     try:
         return load_file(path, device="cpu")
@@ -111,7 +109,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; tied weights and views are written whole, since the format takes neither."""
+    """Write a safetensors file. Tied weights and views are copied, since the format does not support them."""
     own: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -123,13 +121,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copy tensors into a module, every one and nothing else; an InputError names what does not fit."""
+    """Load a state dict. Raises InputError unless it has exactly the tensors of the module."""
     expect_tensors(module, tensors, source)
     module.load_state_dict(tensors, strict=True)
 
 
 def expect_tensors(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse other tensors than a module's, by an InputError that names what does not fit."""
+    """Raise InputError unless names, shapes and dtypes of the tensors are those of a module."""
     expected = module.state_dict()
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:

@@ -1,4 +1,4 @@
-"""Trained models read from disk, alone or with the autoencoder of their latents. Nothing is executed."""
+"""Load trained models, with or without the autoencoder of their latents. No code is executed."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +23,7 @@ from tvmatch.trained_model.files import (
 )
 from tvmatch.trained_model.model import TrainedModel
 
-AUTOENCODER = "vae"  # the folder beside an exported model, called as in a pipeline
+AUTOENCODER = "vae"  # its folder in an exported model, named as in a pipeline of diffusers
 
 
 def load_with_decoder(
@@ -33,12 +33,12 @@ def load_with_decoder(
 
     Args:
         checkpoint: a run folder (its newest checkpoint), a checkpoint, or a folder exported for the Hub.
-        device: where to put both.
-        autoencoder: where to load it from, a folder or a name on the Hub; by default the folder beside the
-            model, or the place that the latents were encoded with.
+        device: of both.
+        autoencoder: folder or name on the Hub. Default: the one in the model's folder, or the source recorded
+            when the latents were encoded.
 
     Raises:
-        InputError: if something is missing, or the autoencoder is not the one that encoded the latents.
+        InputError: if a file is missing or damaged, or the autoencoder did not encode the latents.
     """
     model = load(checkpoint, device)
     expected = model.spec.autoencoder
@@ -57,14 +57,14 @@ def load_with_decoder(
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
-    """Read a trained model with its evaluation weights.
+    """Load a trained model with its evaluation weights.
 
     Args:
         path: a run folder (its newest checkpoint) or one checkpoint folder.
-        device: where to put the network.
+        device: of the network.
 
     Raises:
-        InputError: if the path holds no checkpoint of ours, a damaged one, or one of an unregistered network.
+        InputError: if there is no checkpoint at the path, it is damaged, or its network is not registered.
     """
     return of_newest(Path(path), lambda folder: _load(folder, device))
 
@@ -78,13 +78,13 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
         build = partial(build_network, config, spec.shape, spec.class_count, seed=0)
         network = unallocated(build, len(tensors))
         model = described_model(description, network, spec)
-    except NotRegisteredError as error:  # nothing is imported: who registers it must have been before
+    except NotRegisteredError as error:  # the module that registers it must be imported first
         raise error.within(file) from None
     # RuntimeError: sizes that PyTorch cannot multiply.
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(file, f"not a model description of this version ({reason})") from None
-    expect_tensors(network, tensors, source)  # before there is memory for what may be any size
+    expect_tensors(network, tensors, source)  # before memory is allocated: the description may be of any size
     try:
         network = allocated(network, build)
     except RuntimeError as error:
@@ -96,10 +96,10 @@ def _load(folder: Path, device: torch.device | str) -> TrainedModel:
 
 
 def described_model(description: Mapping[str, Any], network: BaseNetwork, spec: DataSpec) -> TrainedModel:
-    """A network with the rest of what `TrainedModel.describe` says of a model.
+    """The model of a network and a description as `TrainedModel.describe` writes it.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: if the description lacks something or is out of range.
+        KeyError, TypeError, ValueError, OverflowError: if a value is missing or out of range.
     """
     network.knows_dropped_labels = bool(description.get("label_dropout", True))
     return TrainedModel(

@@ -1,7 +1,7 @@
-"""A trained generator: evaluation weights with all that is needed to use them, on disk and in memory.
+"""A trained generator: evaluation weights and everything needed to sample, in memory and on disk.
 
 On disk it is a folder with `model.json` (architecture, data, guidance, provenance) and
-`model.safetensors` (weights). Loading executes nothing.
+`model.safetensors` (weights). Loading executes no code.
 """
 
 import json
@@ -27,9 +27,9 @@ from tvmatch.trained_model.files import (
 )
 
 Labels = int | str | Sequence[int | str] | None
-"""A class (number or name), or one for each sample; None: of all classes in turn."""
+"""A class (number or name), or one for each sample; None: all classes in turn."""
 Decoder = Callable[[Tensor], Tensor]
-"""From raw latents (B, C, h, w) to images (B, C, H, W) in [0, 1]: an autoencoder's decoder."""
+"""Maps unscaled latents (B, C, h, w) to images (B, C, H, W) in [0, 1]."""
 
 
 @dataclass
@@ -37,14 +37,14 @@ class TrainedModel:
     """A generator ready to sample.
 
     Attributes:
-        network: F_θ with evaluation weights, called as in `tvmatch.flow_map.Network`.
-        spec: what it generates.
-        scaled: the parameterisation it was trained with.
-        guidance: the guidance weight w it was trained at, or the range (low, high) of them.
-        step: optimiser steps it was trained for.
-        provenance: how it came about (recipe, versions, …), for people and reports.
-        decoder: for a model of latents, what makes them images; without it `sample` gives latents. It is not
-            saved with the model (`spec.autoencoder` says which it is).
+        network: F_θ with evaluation weights, called like `tvmatch.flow_map.Network`.
+        spec: shape, classes and normalisation of the data.
+        scaled: whether it has the scaled parameterisation.
+        guidance: the guidance weight w of training, or the range (low, high) of weights.
+        step: number of optimiser steps.
+        provenance: recipe, versions and so on, as JSON values.
+        decoder: for a model of latents, decodes them to images; without it `sample` returns latents. It is
+            not saved with the model; `spec.autoencoder` identifies it.
     """
 
     network: nn.Module
@@ -57,35 +57,35 @@ class TrainedModel:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Of one sample: that of the data, or of the images that a decoder makes of latents."""
+        """Shape of one sample: of the data, or of the decoded images."""
         if self.decoder is None or self.spec.autoencoder is None:
             return self.spec.shape
         return self.spec.autoencoder.image_shape
 
     @property
     def gives_images(self) -> bool:
-        """Whether `sample` gives images in [0, 1]."""
+        """Whether `sample` returns images in [0, 1]."""
         return self.spec.kind == "image" or (self.spec.kind == "latents" and self.decoder is not None)
 
     @property
     def knows_dropped_labels(self) -> bool:
-        """Whether it can be called without labels, as guidance by two velocities needs.
+        """Whether the network can be called without labels, which guidance needs.
 
-        True for all but imported networks that were trained without label dropout.
+        False only for imported networks that were trained without label dropout.
         """
         return answers_of(self.network).knows_dropped_labels
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> "TrainedModel":
         """Move the network to `device`, in place.
 
         Raises:
-            InputError: for a dtype. Weights stay in float32, since times must not be rounded; products run in
-                half precision under `torch.autocast`.
+            InputError: for a dtype. The weights remain float32, since times must not be rounded; under
+                `torch.autocast` matrix products are computed in half precision.
         """
         if isinstance(device, torch.dtype):
             raise InputError(
@@ -117,23 +117,22 @@ class TrainedModel:
         seed: int = 0,
         batch_size: int = 64,
     ) -> Tensor:
-        """Draw samples; sample k depends on (seed, k), its label, the times and the guidance alone.
+        """Draw samples. Sample k depends only on (seed, k), its label, the times and the guidance weight.
 
         Args:
-            labels: a class (number or name) or one a sample; None goes through the classes in turn. For a
-                model of embeddings a `Condition` with them; None draws samples without.
-            count: number of samples; by default that of the labels, one a class, or 16 without classes.
-            first: number of the first sample, for drawing many in parts: their noise is that of samples
-                first, first + 1, ….
-            steps: network evaluations a sample, on a uniform grid of times.
-            times: another grid, decreasing from 1 to 0.
-            guidance: weight w; only within the range the model was trained for. By default its one
-                constant, or the highest of its range.
+            labels: a class (number or name) or one for each sample; None uses all classes in turn. For a
+                model of embeddings, a `Condition` with embeddings; None draws samples without.
+            count: number of samples. Default: the number of labels or classes, or 16 without classes.
+            first: number of the first sample, to draw many in parts; the samples are first, first + 1, ….
+            steps: network evaluations for each sample, on a uniform time grid.
+            times: time grid from 1 to 0, decreasing, instead of the uniform one.
+            guidance: weight w, within the range of the model. Default: its constant weight, or the highest of
+                its range.
             seed: of the noise.
-            batch_size: samples at a time; it changes images by rounding only (about 1e-5).
+            batch_size: samples at a time; it changes samples only by rounding (about 1e-5).
 
         Returns:
-            CPU float32: images (n, C, H, W) clipped to [0, 1], points (n, 2), or latents (n, C, h, w).
+            float32 on the CPU: images (n, C, H, W) clipped to [0, 1], points (n, 2), or latents (n, C, h, w).
 
         Raises:
             InputError: for a label, number of steps, grid, guidance, count, first or batch size out of range.
@@ -153,7 +152,7 @@ class TrainedModel:
         seed: int = 0,
         batch_size: int = 64,
     ) -> Tensor:
-        """All states from noise to sample, (number of times, n, ...); arguments as for `sample`."""
+        """The states from noise to samples, (number of times, n, ...); arguments as for `sample`."""
         grid = time_grid(steps, times)
         batches = self._batches(labels, count, 0, grid, guidance, seed, batch_size)
         return torch.cat([torch.stack([self._to_data(x) for x in states]) for states in batches], 1)
@@ -230,13 +229,13 @@ class TrainedModel:
         return data.clamp(0, 1) if self.spec.kind == "image" else data
 
     def describe(self) -> dict[str, Any]:
-        """What `model.json` says of the model, as plain values.
+        """The content of `model.json`.
 
         Raises:
             TypeError: if the network is not of a registered kind.
         """
         if not isinstance(self.network, BaseNetwork):
-            raise TypeError(f"network: {type(self.network).__name__} is no registered network")
+            raise TypeError(f"network: {type(self.network).__name__} is not a registered network")
         dropout = {} if self.knows_dropped_labels else {"label_dropout": False}
         return dropout | {
             "format": FORMAT,

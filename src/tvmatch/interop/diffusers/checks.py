@@ -1,4 +1,4 @@
-"""What a pipeline's folder must be before anything of it is loaded, and what its description means."""
+"""Checks of a pipeline's folder before anything is loaded from it, and of its description."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ FILES = (
 
 
 def described(description: dict[str, Any] | None, transformer: TVMTransformer) -> TrainedModel:
-    """The model that a pipeline's description and its transformer make.
+    """The trained model for a pipeline's description and transformer.
 
     Raises:
         InputError: if the description is missing, or does not fit the transformer.
@@ -55,7 +55,7 @@ def check_autoencoder(vae: Any, spec: DataSpec) -> None:
     Weights in another precision than float32 are rounded, and are not compared.
 
     Raises:
-        InputError: if it is not, or the data need no autoencoder.
+        InputError: if it is not, or the model needs no autoencoder.
     """
     if spec.autoencoder is None:
         raise InputError("vae", f"the model generates {spec.kind} data, without an autoencoder")
@@ -73,10 +73,10 @@ def check_autoencoder(vae: Any, spec: DataSpec) -> None:
 
 
 def check_index(folder: Path) -> None:
-    """Refuse a folder that holds no pipeline of ours, names classes from elsewhere, or holds code.
+    """Check that a folder holds a `TVMPipeline`, names no other classes, and contains no code.
 
     Raises:
-        InputError: if it does.
+        InputError: otherwise.
     """
     path = folder / "model_index.json"
     index = read_json_file(path)

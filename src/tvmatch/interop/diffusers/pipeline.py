@@ -43,18 +43,18 @@ class TVMPipeline(DiffusionPipeline):
         pipe = TVMPipeline.from_pretrained("user/name")
         images = pipe(class_labels=[207, 360], num_inference_steps=1).images
 
-    It is saved in diffusers' layout, safetensors alone, with the autoencoder inside. The class is not one of
-    diffusers' own, so `DiffusionPipeline.from_pretrained` does not find it.
+    It is saved in diffusers' layout, as safetensors, with the autoencoder. The class is not part of
+    diffusers, so `DiffusionPipeline.from_pretrained` cannot load it.
 
     Args:
         transformer: the network.
-        vae: of a model of latents: an autoencoder of diffusers. Without it the pipeline gives latents.
-        description: what else the model is: data, parameterisation, guidance, provenance; see
-            `from_trained_model`.
+        vae: for a model of latents, an autoencoder of diffusers. Without it the pipeline returns latents.
+        description: data, parameterisation, guidance and provenance of the model, as `from_trained_model`
+            writes them.
 
     Raises:
-        InputError: if the description does not fit the network, or the autoencoder (in float32; in other
-            precisions the weights are rounded) is another than the one that the latents were made with.
+        InputError: if the description does not fit the network, or the autoencoder is not the one that
+            encoded the latents. This is checked in float32 only, since other precisions round the weights.
     """
 
     __module__ = LIBRARY
@@ -76,14 +76,14 @@ class TVMPipeline(DiffusionPipeline):
 
     @classmethod
     def from_trained_model(cls, model: TrainedModel, vae: ModelMixin | None = None) -> "TVMPipeline":
-        """A pipeline around a trained model's own network.
+        """Make a pipeline from a trained model, without copying its network.
 
         Args:
-            model: with a DiT.
-            vae: of a model of latents, an autoencoder of diffusers; by default that of the model's decoder.
+            model: its network must be a DiT.
+            vae: for a model of latents, an autoencoder of diffusers. Default: that of the model's decoder.
 
         Raises:
-            InputError: if the network is no DiT, or the autoencoder is another than the latents'.
+            InputError: if the network is not a DiT, or the autoencoder did not encode the latents.
         """
         network = expect_dit(model, "model", "a pipeline of diffusers")
         if vae is None and model.spec.kind == "latents":
@@ -94,10 +94,10 @@ class TVMPipeline(DiffusionPipeline):
         return cls(TVMTransformer.from_network(network), vae, description)
 
     def trained_model(self) -> TrainedModel:
-        """The same network as a `TrainedModel`, whose decoder is this pipeline's autoencoder.
+        """A `TrainedModel` with the same network, and this pipeline's autoencoder as its decoder.
 
         Raises:
-            InputError: if the weights are not in float32, as `TrainedModel` needs them.
+            InputError: if the weights are not float32.
         """
         if self.transformer.dtype != torch.float32:
             dtype = self.transformer.dtype
@@ -107,16 +107,16 @@ class TVMPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "TVMPipeline":
-        """Load a pipeline from a folder or the Hub; nothing of its files is executed.
+        """Load a pipeline from a folder or the Hub, without executing any code from its files.
 
         Args:
             pretrained_model_name_or_path: folder, or "user/name" on the Hub.
-            **options: those of `DiffusionPipeline.from_pretrained`, such as `dtype` (once `torch_dtype`),
-                `revision` and `token`, or a component to take in place of the saved one.
+            **options: those of `DiffusionPipeline.from_pretrained`, such as `dtype` (formerly `torch_dtype`),
+                `revision` and `token`, or a component that replaces the saved one.
 
         Raises:
-            InputError: if there is no such pipeline, or a file is missing, truncated, mismatched or names
-                classes that do not belong here.
+            InputError: if there is no such pipeline, or a file is missing, truncated, does not fit, or names
+                unknown classes.
         """
         for name in ("custom_pipeline", "trust_remote_code"):
             if options.pop(name, None):
@@ -148,24 +148,24 @@ class TVMPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> "TVMPipeline":
-        """As in diffusers, which alone would drop an autoencoder of a class that no signature names."""
+        """As in diffusers, but keeps the autoencoder, whose class is not in the signature."""
         pipe: TVMPipeline = super().from_pipe(pipeline, **{"vae": pipeline.components.get("vae")} | options)
         return pipe
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, **options: Any
     ) -> None:
-        """As in diffusers, but as safetensors alone.
+        """As in diffusers, but only as safetensors.
 
         Raises:
-            InputError: if another format is asked for.
+            InputError: if `safe_serialization` is False.
         """
         if not safe_serialization:
-            raise InputError("safe_serialization", "weights are saved as safetensors alone, got False")
+            raise InputError("safe_serialization", "weights are saved only as safetensors, got False")
         super().save_pretrained(str(save_directory), safe_serialization=True, **options)
 
     def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
-        """Not possible: the network's attention reads weights of modules that are not called.
+        """Not supported: the network's attention reads weights of modules that are not called.
 
         Raises:
             InputError: always; `enable_model_cpu_offload` and `enable_group_offload` work.
@@ -190,22 +190,23 @@ class TVMPipeline(DiffusionPipeline):
         """Draw images.
 
         Args:
-            class_labels: a class (number or name) or one an image; None with a batch_size goes through the
+            class_labels: a class (number or name) or one for each image; None with a `batch_size` uses all
                 classes in turn.
-            num_inference_steps: network evaluations an image, on a uniform grid of times.
-            guidance_scale: weight w; only within the range the model was trained for. By default its one
-                constant, or the highest of its range.
-            generator: of the noise: one, or one an image.
-            latents: the noise itself, (B, C, h, w) of N(0, 1).
+            num_inference_steps: network evaluations for each image, on a uniform time grid.
+            guidance_scale: guidance weight w, within the range of the model. Default: its constant weight, or
+                the highest of its range.
+            generator: of the noise: one, or one for each image.
+            latents: the noise, N(0, 1) of shape (B, C, h, w).
             output_type: "pil" for a list of `PIL.Image`, "np" for float32 (B, H, W, channels) or "pt" for
-                float32 (B, channels, H, W) in [0, 1], "latent" for the raw latents (B, C, h, w).
-            return_dict: False for a tuple of the images.
-            seed: of the noise, in place of a generator: image k is sample k of `TrainedModel.sample`.
-            times: another grid of times, decreasing from 1 to 0.
-            batch_size: number of images; by default that of the labels, or 1 without classes.
+                float32 (B, channels, H, W) in [0, 1], "latent" for the unscaled latents (B, C, h, w).
+            return_dict: False to return a tuple with the images.
+            seed: of the noise, instead of a generator; image k equals sample k of `TrainedModel.sample`.
+            times: time grid from 1 to 0, decreasing, instead of the uniform one.
+            batch_size: number of images. Default: the number of labels, or 1 without classes.
 
         Raises:
-            InputError: for an argument out of range, two sources of noise, or latents without an autoencoder.
+            InputError: for an argument out of range, two sources of noise, or images of latents without an
+                autoencoder.
         """
         model = self._model
         self._check_output_type(output_type)
@@ -271,7 +272,7 @@ class TVMPipeline(DiffusionPipeline):
         if output_type != "latent" and spec.kind == "latents" and self.vae is None:
             raise InputError("output_type", f"no autoencoder: only latent is possible, got {output_type!r}")
         if output_type == "pil" and spec.kind == "image" and spec.shape[0] not in (1, 3):
-            raise InputError("output_type", f"{spec.shape[0]} channels make no PIL image; take np or pt")
+            raise InputError("output_type", f"{spec.shape[0]} channels make no PIL image; use np or pt")
 
     def _output(self, data: Tensor, output_type: str) -> Any:
         if output_type == "latent":
@@ -284,7 +285,7 @@ class TVMPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> Tensor:
-        """Raw latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], float32."""
+        """Decode unscaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], float32."""
         latents = latents.to(self._execution_device, self.vae.dtype)
         assert self._model.spec.autoencoder is not None
         _, height, width = self._model.spec.autoencoder.image_shape

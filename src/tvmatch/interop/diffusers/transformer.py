@@ -14,13 +14,13 @@ from tvmatch.dual import Dual, as_dual
 from tvmatch.errors import InputError
 from tvmatch.models import DiT, DiTConfig
 
-LIBRARY = "tvmatch.diffusers"  # by which model_index.json names our classes
+LIBRARY = "tvmatch.diffusers"  # the module of our classes in model_index.json
 
 
 class TVMTransformer(ModelMixin, ConfigMixin):
     """The network F_θ of a trained model, a DiT, as a model of diffusers.
 
-    Its weights come from `from_pretrained` or `from_network`; made by its constructor they are zero.
+    Use `from_pretrained` or `from_network`; the constructor sets all weights to zero.
 
     Args:
         network: the fields of a `DiTConfig`.
@@ -31,7 +31,7 @@ class TVMTransformer(ModelMixin, ConfigMixin):
         dit: the network.
 
     Raises:
-        InputError: if they describe no network.
+        InputError: if these are not the arguments of a network.
     """
 
     __module__ = LIBRARY
@@ -52,7 +52,7 @@ class TVMTransformer(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_network(cls, network: DiT) -> "TVMTransformer":
-        """Around a network as it is, without a copy."""
+        """Wrap a network without copying it."""
         with torch.device("meta"):
             transformer: TVMTransformer = cls(
                 asdict(network.config), list(network.shape), network.class_count
@@ -62,7 +62,7 @@ class TVMTransformer(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """As in diffusers, but from safetensors alone, every tensor of the network and nothing else.
+        """As in diffusers, but only from safetensors, which must hold exactly the tensors of the network.
 
         Raises:
             InputError: if tensors are missing, left over, or of another shape.
@@ -85,9 +85,9 @@ class TVMTransformer(ModelMixin, ConfigMixin):
         labels: Tensor | None = None,
         guidance_weight: Tensor | None = None,
     ) -> Tensor | Dual:
-        """F, as `DiT.forward`. With weights in half precision x and times stay in float32.
+        """F, as `DiT.forward`. With weights in half precision, matrix products have that precision.
 
-        Matrix products then run in the weights' precision; norms and the residual stream do not.
+        x, the times, norms and the residual stream remain float32.
         """
         device = as_dual(x).value.device.type
         half = self.dtype in (torch.float16, torch.bfloat16)
