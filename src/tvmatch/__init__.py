@@ -1,7 +1,7 @@
 """Terminal Velocity Matching: one- and few-step generative models (arXiv 2511.19797).
 
-`load` and `TrainedModel` need PyTorch, NumPy and safetensors alone; the others import the rest when they are
-first used.
+`load` and `TrainedModel` need only PyTorch, NumPy and safetensors; the others import further packages when
+they are first used.
 """
 
 from typing import TYPE_CHECKING, Any

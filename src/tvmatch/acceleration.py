@@ -1,9 +1,8 @@
-"""Recomputation and compilation, applied to a network from outside: the models know of neither.
+"""Recomputation and compilation, applied to a network from outside.
 
-The order is recomputation, then compilation (then sharding), so that the compiler sees what is recomputed.
-Both replace a module's `forward` by a bound method: parameters, names in the state dict and its own hooks
-do not change, and a `copy.deepcopy` of the module has its own forward. Hooks on the parts of a compiled
-module are not called.
+Recomputation comes first, so that it is part of the compiled graph. Both replace a module's `forward` by a
+bound method: parameters, names in the state dict and hooks of the module do not change, and `copy.deepcopy`
+of the module works. Hooks on submodules of a compiled module are not called.
 """
 
 import functools
@@ -24,9 +23,9 @@ from tvmatch.models.base import answers_of
 Recompute = Literal["none", "pointwise", "blocks"]
 """What the backward pass computes again."""
 
-# Networks of so many blocks are compiled whole, deeper ones block by block: all blocks share one piece of
-# code, and compiling 28 copies of it takes minutes. On one CPU core, a step of the digits' network of four
-# blocks takes 52 ms compiled whole and 58 ms block by block, and compiling takes 60 s and 43 s.
+# Up to this number of blocks the whole network is compiled, otherwise one block, whose code all blocks share:
+# compiling 28 blocks takes minutes. On one CPU core, a step of the digits' network of four blocks takes 52 ms
+# (whole) and 58 ms (block by block), and compiling it 60 s and 43 s.
 WHOLE_UP_TO = 8
 
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "matmul", "_scaled_mm"})
@@ -35,18 +34,17 @@ _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "linear
 def accelerate(
     network: nn.Module, *, recompute: Recompute = "none", compiled: bool = False, backend: str | None = None
 ) -> None:
-    """Make training steps of a network smaller or faster, in place.
+    """Reduce memory or time of a network's training steps; changes the network in place.
 
     Args:
-        network: recomputed block by block where it has `BaseNetwork.dual_blocks`.
-        recompute: what the backward pass computes again instead of keeping it: nothing; the pointwise parts
-            of the blocks (norms, modulation, activations), keeping the results of matrix products and of
-            attention; or everything within a block, keeping its inputs alone.
+        network: its blocks are `BaseNetwork.dual_blocks`.
+        recompute: "none"; "pointwise" stores results of matrix products and attention, and computes norms,
+            modulations and activation functions again; "blocks" stores only the inputs of blocks.
         compiled: `torch.compile` the network, without graph breaks and for one shape of its inputs.
-        backend: of `torch.compile`, by default Inductor, which needs a compiler of C++ on a CPU.
+        backend: of `torch.compile`. Default: Inductor, which needs a C++ compiler on a CPU.
 
     Raises:
-        InputError: if something is to be recomputed and the network has no blocks, or there is no compiler.
+        InputError: for recomputation in a network without blocks, or if there is no C++ compiler.
     """
     blocks = answers_of(network).dual_blocks()
     if recompute != "none":
@@ -68,21 +66,21 @@ def accelerate(
 
 
 def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> None:
-    """As a method and not a closure over the module, so that a deepcopy binds it to the copy."""
+    """Replace `forward` by a method rather than a closure, so that `deepcopy` binds it to the copy."""
     module.forward = MethodType(function, module)
 
 
 def _require_compiler(network: nn.Module) -> None:
-    """On a CPU, PyTorch's compiler writes C++; what it says when there is no compiler fills a screen."""
+    """Raise a short InputError if the compiler of `compilation.obstacle` is missing."""
     for device in {parameter.device for parameter in network.parameters()}:
         reason = obstacle(device)
         if reason is not None:
             raise InputError("training.compile", reason)
 
 
-@functools.cache  # one function for all blocks, which so share one compilation
+@functools.cache  # one function for all blocks, so that they share one compilation
 def _recomputing(forward: Callable[..., Dual], what: Recompute) -> Callable[[nn.Module, Dual, Dual], Dual]:
-    """A block's forward pass, of which the backward pass repeats what it needs."""
+    """The forward pass of a block with recomputation in the backward pass."""
     contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
     options: dict[str, Any] = {"context_fn": contexts} if what == "pointwise" else {}
 
@@ -94,19 +92,19 @@ def _recomputing(forward: Callable[..., Dual], what: Recompute) -> Callable[[nn.
             value, tangent = forward(block, Dual(*tensors[:2]), Dual(*tensors[2:]))
             return value, tangent
 
-        # Nothing in a block is random, so there is no generator to wind back.
+        # Blocks draw no random numbers, so no generator state is restored.
         options_ = {"use_reentrant": False, "preserve_rng_state": False, **options}
-        with _casts_not_remembered():
+        with _without_cast_cache():
             return Dual(*checkpoint(of_tensors, *x, *activated, **options_))
 
     return recomputing
 
 
 @contextmanager
-def _casts_not_remembered() -> Iterator[None]:
-    """Disable autocast's cache of cast weights: recomputation could not repeat a cast from another pass.
+def _without_cast_cache() -> Iterator[None]:
+    """Disable autocast's cache of cast weights, since recomputation must repeat the same operations.
 
-    `checkpoint` takes the setting along to the backward pass. A compiled graph has no such memory.
+    `checkpoint` restores the setting in the backward pass. Compiled graphs do not use the cache.
     """
     if torch.compiler.is_compiling():
         yield
@@ -120,10 +118,7 @@ def _casts_not_remembered() -> Iterator[None]:
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    """Keep what costs much to compute and little to store: results of matrix products and of attention.
-
-    Nothing may change such a result in place afterwards: what is kept is the tensor itself.
-    """
+    """Save the results of matrix products and attention, which must not be changed in place afterwards."""
     name = operator.overloadpacket.__name__
     kept = name in _MATRIX_PRODUCTS or "attention" in name
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -28,11 +28,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def check_fields(section: Any, name: str, *, but: tuple[str, ...] = ()) -> None:
-    """Check that a dataclass holds its fields alone, each with a value of its type. A list may be a tuple.
+    """Check that a dataclass has only its declared fields, with values of their types. A list may be a tuple.
 
     Args:
         section: the dataclass.
-        name: that its options begin with, such as "training"; empty for the configuration itself.
+        name: prefix of its options, such as "training"; empty for the configuration itself.
         but: fields of any type.
 
     Raises:

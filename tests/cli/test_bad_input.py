@@ -186,9 +186,9 @@ CASES: dict[str, Case] = {
         [*TRAIN, "--out", "run"],
         "out: run holds another run; continue it with --resume run, or give another --out",
     ),
-    "other files": Case([*TRAIN, "--out", "photos"], "out: photos is no empty folder; give another --out"),
+    "other files": Case([*TRAIN, "--out", "photos"], "out: photos is not an empty folder; give another"),
     "a file as a folder": Case(
-        [*TRAIN, "--out", "run/config.yaml"], "out: run/config.yaml is no empty folder"
+        [*TRAIN, "--out", "run/config.yaml"], "out: run/config.yaml is not an empty folder"
     ),
     "below a file": Case([*TRAIN, "--out", "run/config.yaml/x"], "run/config.yaml"),
     "nothing to resume": Case(["train", "--resume", "nowhere"], "nowhere: no such file or folder"),
@@ -337,7 +337,7 @@ def test_a_folder_without_permission(made: Path, capsys: pytest.CaptureFixture[s
     locked.mkdir(mode=0o500)
     if os.access(locked, os.W_OK):
         (locked / "letter.txt").write_text("")
-        assert refused([*TRAIN, "--out", "locked"], made, capsys).startswith("out: locked is no empty")
+        assert refused([*TRAIN, "--out", "locked"], made, capsys).startswith("out: locked is not an empty")
     else:
         assert refused([*TRAIN, "--out", "locked/run"], made, capsys) == "locked/run: Permission denied"
 

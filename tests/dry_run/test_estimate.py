@@ -228,7 +228,7 @@ sys.exit(code)
             "world_size: 3 × training.accumulation 64 does not divide training.batch_siz",
         ),
         (["--world_size=0"], "world_size: must be at least 1, got 0"),
-        (["--data.shape=null"], "data.shape: a dry run reads no data: say what they hold"),
+        (["--data.shape=null"], "data.shape: a dry run reads no data: give shape and classes"),
         (
             ["--data.shape=null", "--data.class_count=null"],
             "data.shape, data.class_count: a dry run reads no data",

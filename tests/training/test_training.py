@@ -525,11 +525,11 @@ def test_a_network_must_fit_the_data(tmp_path: Path) -> None:
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     before = tree(tmp_path)
-    with pytest.raises(InputError, match=r"out: .* is no empty folder"):
+    with pytest.raises(InputError, match=r"out: .* is not an empty folder"):
         tvmatch.train(tiny_config(), images(), tmp_path)
     with pytest.raises(InputError, match=r"resume: .* is not a run, it has no config.yaml"):
         tvmatch.train(tiny_config(), images(), tmp_path, resume=True)
-    with pytest.raises(InputError, match=r"letter.txt is no empty folder"):
+    with pytest.raises(InputError, match=r"letter.txt is not an empty folder"):
         tvmatch.train(tiny_config(), images(), tmp_path / "letter.txt")
     assert tree(tmp_path) == before
 

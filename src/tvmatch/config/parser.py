@@ -1,4 +1,4 @@
-"""Command-line options and YAML content as a checked `Config`, by jsonargparse."""
+"""Parse command-line options and YAML content to a `Config`, with jsonargparse."""
 
 import dataclasses
 import re
@@ -21,13 +21,13 @@ from tvmatch.option_checks import check_value, suggestion, type_in_words
 
 
 class OneLineParser(ArgumentParser):
-    """An argument parser whose errors are an `InputError` of one line, and that takes no abbreviations."""
+    """An argument parser that raises an `InputError` of one line, and does not accept abbreviations."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, exit_on_error=True, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise an `InputError` that names the option, the type that it needs and the value."""
+        """Raise an `InputError` that names the option, its type and the value."""
         text = " ".join(line.strip(" -") for line in str(message).splitlines()).removeprefix("Parser key ")
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
         if unknown:
@@ -40,12 +40,12 @@ class OneLineParser(ArgumentParser):
         raise InputError(wrong[1], f"must be {type_in_words(kind)}, got {wrong[2]}") from None
 
     def types(self) -> dict[str, Any]:
-        """The type of each option that has one, by its dotted name."""
+        """The types of options, by dotted name."""
         kinds = {action.dest: getattr(action, "_typehint", None) or action.type for action in self._actions}
         return {name: kind for name, kind in kinds.items() if kind is not None}
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
-        """As jsonargparse's, which lets through what `float` says of a whole number beyond its range."""
+        """As in jsonargparse, but an integer that `float` cannot represent is an `InputError`."""
         try:
             return super().parse_args(*arguments, **options)
         except OverflowError as error:
@@ -53,22 +53,22 @@ class OneLineParser(ArgumentParser):
 
 
 def config_parser(cls: type[Config], **options: Any) -> OneLineParser:
-    """A parser of a `sections.config_class`; `add_defaults` gives it a recipe's values."""
+    """A parser for a `sections.config_class`; `add_defaults` sets the values of a recipe."""
     parser = OneLineParser(**options)
     parser.add_argument("--config", action="config", help="YAML file on top of the recipe")
-    parser.add_argument("recipe", nargs="?", type=str, default="custom", help="the name it goes by")
+    parser.add_argument("recipe", nargs="?", type=str, default="custom", help="name of the run")
     parser.add_class_arguments(cls, as_group=True, skip={"recipe"})
     for section, option in KIND_OPTIONS.items():
         kinds = ", ".join(section_kinds(section))
         groups = parser.groups or {}
         groups[section].add_argument(
-            f"--{section}.{option}", type=str, help=f"{kinds}; decides the other options here"
+            f"--{section}.{option}", type=str, help=f"{kinds}; determines the other options of this section"
         )
     return parser
 
 
 def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str) -> None:
-    """Make a YAML file's values the defaults of a parser, on top of those that it has.
+    """Set the values of a YAML file as defaults of a parser.
 
     Raises:
         InputError: for an unknown key or a value of another type, naming `source` and the key.
@@ -86,7 +86,7 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
     kinds = parser.types()
     try:
         for key, value in values.items():
-            # Null, which jsonargparse takes for any type; --out and --resume are null without a value.
+            # jsonargparse accepts null for any type; the defaults of --out and --resume are null.
             if value is None and key in kinds and parser.get_default(key) is not None:
                 check_value(key, value, kinds[key])
         checked = parser.parse_object(values)
@@ -98,7 +98,7 @@ def add_defaults(parser: OneLineParser, content: Mapping[str, Any], source: str)
 
 
 def parse_config(content: Mapping[str, Any], source: str, arguments: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file's content with command-line arguments on top."""
+    """The configuration of a YAML file's content; command-line arguments override it."""
     content = with_kinds(content, source)
     parser = config_parser(config_class(content))
     add_defaults(parser, content, source)
@@ -106,7 +106,7 @@ def parse_config(content: Mapping[str, Any], source: str, arguments: Sequence[st
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Config:
-    """The dataclasses of a parsed namespace; what they refuse is an InputError."""
+    """The configuration of a parsed namespace. Raises InputError for invalid values."""
     for section, option in KIND_OPTIONS.items():
         parsed.pop(f"{section}.{option}")
     names = {field.name for field in dataclasses.fields(Config)}

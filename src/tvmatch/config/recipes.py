@@ -1,4 +1,4 @@
-"""Named complete runs: the YAML files that come with the package."""
+"""Recipes: complete configurations by name, as YAML files in the package."""
 
 import functools
 from importlib import resources
@@ -12,7 +12,7 @@ from tvmatch.errors import InputError
 
 @functools.cache
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the package."""
+    """The names of the recipes."""
     folder = resources.files("tvmatch") / "recipes"
     return tuple(
         sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
@@ -20,7 +20,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe, with comments; raises an InputError for an unknown name."""
+    """The YAML of a recipe, with comments. Raises InputError for an unknown name."""
     if name not in recipe_names():
         raise InputError("recipe", f"no recipe {name!r}; there are {', '.join(recipe_names())}")
     return (resources.files("tvmatch") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def recipe_text(name: str) -> str:
 def recipe(name: str) -> Config:
     """The configuration of a recipe, which can be changed before training.
 
-    Data that a recipe leaves to the user (a path) hold a placeholder until set.
+    A path that the user must choose is a placeholder.
 
     Raises:
         InputError: if there is no recipe of this name.

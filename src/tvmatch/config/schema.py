@@ -1,4 +1,4 @@
-"""The configuration of a run as dataclasses: the recipes' YAML files and the command line fill them."""
+"""The configuration of a run as dataclasses, filled from YAML files and the command line."""
 
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
@@ -16,14 +16,14 @@ class OptimizerConfig:
     """AdamW and its learning-rate schedule.
 
     Attributes:
-        learning_rate: the highest of the schedule.
+        learning_rate: the maximum of the schedule.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         epsilon: added to the root of the second moment.
         weight_decay: decoupled.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        decay_fraction: last part of all steps over which it falls linearly to 0; 0 keeps it constant.
-        gradient_clip: largest gradient norm; null does not clip.
+        decay_fraction: fraction of the steps, at the end, over which it decreases linearly to 0; 0: constant.
+        gradient_clip: maximum gradient norm; null: no clipping.
     """
 
     learning_rate: float = 1e-4
@@ -62,19 +62,19 @@ class TrainingConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: samples an optimiser step.
-        accumulation: parts a batch is split into, one after the other, to save memory.
-        precision: auto takes bfloat16 autocast where the device has it, else float32.
+        batch_size: samples per optimiser step.
+        accumulation: number of parts of a batch that are processed one after the other, to save memory.
+        precision: auto is bfloat16 autocast if the device supports it, else float32.
         compile: torch.compile the networks; the first step takes a minute or more.
-        recompute: what the backward pass computes again to save memory, norms and activation functions
+        recompute: parts that the backward pass computes again to save memory: norms and activation functions
             (pointwise) or whole blocks.
         evaluation_ema: rate of the moving average of the weights that is sampled and saved.
-        ema_warmup: bound both averages' rates by (1 + n) / (10 + n) after n steps, for short runs.
-        data_workers: processes that read batches ahead; 0 reads in the training process.
+        ema_warmup: limit the rates of both averages to (1 + n) / (10 + n) after n steps, for short runs.
+        data_workers: processes that read batches in advance; 0: the training process reads.
         log_every: steps between log entries.
-        sample_every: steps between pictures of samples; 0 draws none during training.
-        checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_checkpoints: newest checkpoints that are kept; null keeps all.
+        sample_every: steps between pictures of samples; 0: none during training.
+        checkpoint_every: steps between checkpoints; the last step always has a checkpoint.
+        keep_checkpoints: number of newest checkpoints to keep; null: all.
     """
 
     steps: int = 300_000
@@ -113,11 +113,11 @@ class Config:
     """A complete run.
 
     Attributes:
-        recipe: the name it goes by.
+        recipe: name of the run.
         seed: of the initial weights, the data order, the noise and the times.
-        initial: a checkpoint whose weights the run starts from (fine-tuning); null draws them.
-        data: the data set; None for one that is given from Python.
-        network: size and switches of the network.
+        initial: checkpoint with the initial weights (fine-tuning); null: random weights.
+        data: the data set; None if it is passed from Python.
+        network: sizes and options of the network.
         objective: the objective with its options.
         optimizer: AdamW and its schedule.
         training: length, batches, averages and schedules.
@@ -137,10 +137,10 @@ class Config:
         require_whole("seed", self.seed, 0)
 
     def check(self) -> None:
-        """Check everything once more, for a configuration that was changed after it was made.
+        """Check all options again, after they may have been changed.
 
         Raises:
-            InputError: naming the option that is unknown, of another type, out of range, or does not go with
+            InputError: naming an option that is unknown, of another type, out of range, or incompatible with
                 another.
         """
         network_class = network_class_of(self.network)

@@ -1,6 +1,6 @@
-"""The sections of a configuration that are of several kinds: data, network, objective.
+"""Sections of a configuration that have several kinds: data, network, objective.
 
-A file and the command line say which: `data.kind`, `network.kind`, `objective.name`.
+The options `data.kind`, `network.kind` and `objective.name` choose the kind.
 """
 
 import copy
@@ -16,7 +16,7 @@ from tvmatch.errors import InputError, NotRegisteredError
 from tvmatch.models import config_class_of, network_kinds
 from tvmatch.objectives import objectives_by_name
 
-# The option that says of which kind a section is.
+# The option that chooses the kind of a section.
 KIND_OPTIONS = {"data": "kind", "network": "kind", "objective": "name"}
 
 
@@ -30,7 +30,7 @@ def section_class(section: str, kind: object) -> type[Any]:
     """The dataclass of a kind of a section.
 
     Raises:
-        InputError: if there is no such kind; a NotRegisteredError where it could be registered.
+        InputError: for an unknown kind; a NotRegisteredError for networks and objectives.
     """
     kinds = section_kinds(section)
     if isinstance(kind, str) and kind in kinds:
@@ -42,12 +42,12 @@ def section_class(section: str, kind: object) -> type[Any]:
 
 
 def section_kind(section: str, value: Any) -> str | None:
-    """The kind of a section's dataclass; None if it has no name, as data from Python."""
+    """The kind of a section's dataclass; None for data passed from Python."""
     return next((kind for kind, known in section_kinds(section).items() if type(value) is known), None)
 
 
 def described(config: Config) -> dict[str, Any]:
-    """A configuration as plain values, each section with its kind first."""
+    """A configuration as plain values, including the kinds of sections."""
     content = dataclasses.asdict(config)
     for section, option in KIND_OPTIONS.items():
         kind = section_kind(section, getattr(config, section))
@@ -57,11 +57,11 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def with_kinds(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The content of a whole configuration file, with every section's kind.
+    """The content of a complete configuration file, with the kind of each section.
 
-    Files of earlier versions do not say the kinds. There data with a `path` are images, with `latents`
-    latents, with a `name` a density, and all others the digits; the network of a density is an MLP, any other
-    a DiT; the objective is TVM.
+    Files of earlier versions have no kinds. In these, data with a `path` are images, with `latents` latents,
+    with a `name` a density, and others digits; the network is an MLP for densities and otherwise a DiT; the
+    objective is TVM.
 
     Raises:
         InputError: if there are no data, or a kind is unknown.
@@ -71,7 +71,7 @@ def with_kinds(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise InputError(
             source,
-            "no data section; a run on data given from Python is continued from Python, "
+            "no data section; a run on data passed from Python is resumed from Python, "
             "with tvmatch.train(…, resume=True)",
         )
     keys = {"path": "images", "latents": "latents", "name": "density"}
@@ -92,7 +92,7 @@ def with_kinds(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def with_present_names(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A file's content with the options of earlier versions under their present names."""
+    """A file's content with options of earlier versions renamed."""
     content = dict(content)
     if "times" in content:
         times, objective = content.pop("times"), content.get("objective") or {}
@@ -104,15 +104,15 @@ def with_present_names(content: Mapping[str, Any], source: str) -> dict[str, Any
 
 
 def present_arguments(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with the options of earlier versions under their present names."""
+    """Command-line arguments with options of earlier versions renamed."""
     return [re.sub(r"^--times(?=[.=]|$)", "--objective.times", argument) for argument in arguments]
 
 
 def with_chosen_kinds(content: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
-    """A whole configuration with other kinds of sections; options that the new kind has too are kept.
+    """A complete configuration with other kinds of sections, keeping the options that both kinds have.
 
     Args:
-        content: with every section's kind.
+        content: with the kind of each section.
         chosen: kinds by section.
 
     Raises:
@@ -129,11 +129,11 @@ def with_chosen_kinds(content: Mapping[str, Any], chosen: Mapping[str, str]) -> 
 
 
 def config_class(content: Mapping[str, Any]) -> type[Config]:
-    """`Config` with the dataclasses of a content's kinds as types of its sections, for a parser."""
+    """A subclass of `Config` whose sections have the dataclasses of these kinds as types, for a parser."""
     fields: list[Any] = []
     for section, option in KIND_OPTIONS.items():
         given = content[section]
-        # What is no section at all is refused by the parser, of whatever kind it is for.
+        # If it is not a mapping, the parser of any kind refuses it.
         kind = given.get(option) if isinstance(given, Mapping) else next(iter(section_kinds(section)))
         cls = section_class(section, kind)
         required = [
@@ -148,7 +148,7 @@ def config_class(content: Mapping[str, Any]) -> type[Config]:
                 f"{cls.__name__} has no default for {', '.join(required)}; configuration files and the "
                 "command line need one",
             )
-        # What a kind of data demands (a path) is empty until it is given.
+        # A required option, such as a path, is empty until it is set.
         empty = cls(**dict.fromkeys(required, ""))
         fields.append((section, cls, dataclasses.field(default_factory=partial(copy.deepcopy, empty))))
     made = dataclasses.make_dataclass("Config", fields, bases=(Config,), kw_only=True)

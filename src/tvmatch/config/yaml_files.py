@@ -12,10 +12,10 @@ from tvmatch.errors import InputError, one_line
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML's plain types. A key that is given twice is an error; PyYAML would take the last."""
+    """A loader of plain types that refuses duplicate keys; PyYAML would use the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's, after a look at the keys of the mapping itself."""
+        """As in PyYAML, after a check for duplicate keys."""
         keys: list[Any] = []
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def to_yaml(config: Config) -> str:
-    """A configuration as YAML; data given as tensors from Python are null."""
+    """A configuration as YAML; data passed from Python are null."""
     text: str = yaml.safe_dump(_plain(described(config)), sort_keys=False, allow_unicode=True)
     return text
 
@@ -43,18 +43,18 @@ def differences(before: Config, after: Config) -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; an InputError if the file is missing, something else, or has a key twice."""
+    """Read a YAML mapping. Raises InputError if it is missing or invalid, or has a duplicate key."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if isinstance(content, dict):
-            flattened(content)  # never ends if an alias refers to the mapping around it
+            flattened(content)  # infinite recursion if an alias refers to an enclosing mapping
     except InputError as error:
         raise error.within(path) from None
     except OSError as error:
         raise InputError(path, str(error.strerror)) from None
     except RecursionError:
         raise InputError(path, "nested too deeply, or a mapping that is a part of itself") from None
-    except Exception as error:  # of every kind: PyYAML lets through what Python raises for `!!float x`
+    except Exception as error:  # of any type: PyYAML does not catch errors of Python, as for `!!float x`
         raise InputError(path, f"not readable as YAML ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise InputError(path, "must hold a mapping of options")
@@ -62,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one of dotted keys."""
+    """A nested mapping as a flat one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -73,7 +73,7 @@ def flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
+    """Convert tuples to lists."""
     if isinstance(value, dict):
         return {key: _plain(x) for key, x in value.items()}
     return [_plain(x) for x in value] if isinstance(value, list | tuple) else value

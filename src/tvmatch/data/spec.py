@@ -97,9 +97,7 @@ class DataSpec:
         if self.embedding_size is not None and self.embedding_size < 1:
             raise InputError("embedding_size", f"must be at least 1, got {self.embedding_size}")
         if (self.kind == "latents") != (self.autoencoder is not None):
-            raise InputError(
-                "autoencoder", f"must be given for latents and for nothing else, this is {self.kind} data"
-            )
+            raise InputError("autoencoder", f"must be given for latents only, this is {self.kind} data")
 
     def describe(self) -> dict[str, Any]:
         """Plain values for JSON, to be read by `from_description`."""

@@ -1,21 +1,18 @@
-"""What a training step needs, counted without data and without a GPU: parameters, FLOPs, memory.
+"""Parameters, FLOPs and memory of a training step, counted without data and without a GPU.
 
-The real step runs on tensors that have a shape and no memory (PyTorch's `FakeTensorMode`): the network and
-both averages as a run makes them, recomputation and compilation as a run applies them, the objective, its
-backward pass, AdamW. A dispatch mode sees every operator and every storage that comes and goes. So there is
-no formula here that could go out of date, and DiT-XL/2 takes a few seconds.
+The training step of a run is executed with tensors without memory (PyTorch's `FakeTensorMode`): networks,
+recomputation, compilation, objective, backward pass and AdamW. A dispatch mode counts all operators and
+storages. DiT-XL/2 takes a few seconds.
 
-The step runs on the CPU's device type, with three corrections for a GPU: attention with a tangent runs as the
-fused kernels' operators, `addcmul` under autocast follows CUDA's rule, and the compiler's partition into
-forward and backward pass is the one for a GPU's, without generating code. One difference is left: there
-`dual.linear` multiplies value and tangent as one stack, by which a step that is neither compiled nor
-recomputed needs 2 % more (XL/2).
+The device type is the CPU, with three corrections for a GPU: attention with a tangent calls the operators of
+the fused kernels, `addcmul` under autocast follows CUDA's rule, and compilation partitions forward and
+backward pass as for a GPU, without generating code. One difference remains: on a GPU `dual.linear` stacks
+value and tangent, so that a step without compilation and recomputation needs 2 % more (XL/2).
 
-Counted are the tensors in PyTorch's allocator. Not counted are its fragmentation, what CUDA itself and the
-workspaces of its libraries take, and communication between GPUs. When compiling, temporaries count as single
-operators make them, before fusion. Beside real steps on a CPU the peak was off by 0.3 % eagerly, by 1 to 12 %
-compiled block by block, and by −11 to 22 % where a shallow network is compiled whole
-(`benchmarks/memory_estimate.py`).
+The count includes tensors in PyTorch's allocator. It does not include fragmentation, memory of CUDA and its
+libraries, and communication. For compiled steps, temporaries are counted before fusion. Compared with real
+steps on a CPU, the error of the peak was 0.3 % in eager execution, 1 to 12 % for compiled blocks, and −11 to
+22 % for a shallow network compiled as a whole (`benchmarks/memory_estimate.py`).
 """
 
 import logging
@@ -46,27 +43,27 @@ from tvmatch.training.state import TrainingState, accelerate_training, initial_s
 from tvmatch.training.step import draw_inputs, training_step
 
 _addcmul = torch.addcmul
-# All of the compiler but code generation: what is kept for the backward pass is decided by then.
+# The whole compiler except code generation; it decides which tensors are saved for the backward pass.
 PARTITION = "aot_eager_decomp_partition"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one training step on one device needs. Memory is in bytes.
+    """Cost of a training step on one device. Memory is in bytes.
 
     Attributes:
         parameters: of the network, by part.
         has_blocks: whether the network has blocks that can be recomputed.
-        rows: elements that go through the network at a time.
+        rows: elements that the network processes at a time.
         weights: of the network.
         gradients: of the weights.
-        moments: AdamW's.
-        target: the average that is the target, or the teacher; 0 without.
-        evaluation: the average that is sampled and saved.
-        held: activations between a forward pass and its backward pass, the inputs among them.
-        peak: largest memory use during the step.
-        gradients_at_peak: the gradients held at the peak.
-        flops: of all the step's passes on this device, by part of the step.
+        moments: of AdamW.
+        target: of the target average or the teacher; 0 if there is none.
+        evaluation: of the evaluation average.
+        held: activations and inputs between a forward pass and its backward pass.
+        peak: maximum memory during the step.
+        gradients_at_peak: gradients at this maximum.
+        flops: on this device, by part of the step.
     """
 
     parameters: dict[str, int]
@@ -84,7 +81,7 @@ class Estimate:
 
     @property
     def state(self) -> int:
-        """What is there between two steps."""
+        """Memory between two steps."""
         return self.weights + self.moments + self.target + self.evaluation
 
     @property
@@ -94,10 +91,10 @@ class Estimate:
 
 
 def rows_at_a_time(config: Config, world_size: int) -> int:
-    """Elements that one device's network takes at a time: of the batch, its share, in the run's parts.
+    """Elements that the network of one device processes at a time.
 
     Raises:
-        InputError: if it is no whole number.
+        InputError: if it is not a whole number.
     """
     batch, parts = config.training.batch_size, config.training.accumulation
     if world_size < 1:
@@ -111,17 +108,17 @@ def rows_at_a_time(config: Config, world_size: int) -> int:
 
 
 def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: bool = True) -> Estimate:
-    """Count a training step.
+    """Count the cost of a training step.
 
     Args:
-        config: the run. A precision of "auto" is bfloat16 on a GPU and float32 on a CPU; a teacher counts as
-            a network like the one that is trained.
-        spec: of its data, of which the shape and the number of classes matter.
-        world_size: devices that share a batch. Each has all of the weights and of the optimiser's state.
-        on_gpu: count for a GPU with the fused attention, else for this CPU.
+        config: the run. A precision of "auto" is bfloat16 on a GPU and float32 on a CPU; a teacher is assumed
+            to have the size of the network.
+        spec: of the data; only shape and number of classes are used.
+        world_size: number of devices that share a batch. Each has all weights and the whole optimiser state.
+        on_gpu: count for a GPU with the fused attention, otherwise for this CPU.
 
     Raises:
-        InputError: if the batch cannot be shared so, or the configuration does not fit the data.
+        InputError: if the batch size is not divisible, or the configuration does not fit the data.
     """
     rows, parts = rows_at_a_time(config, world_size), config.training.accumulation
     objective = copy(config.objective)
@@ -154,7 +151,7 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
     gradients = size_of(*_trained(state.network))
     moments = size_of(*(x for moments in state.optimizer.state.values() for x in moments.values()))
     target_size = 0 if state.target is None else weights
-    # From the second part of a batch on, there are gradients of all weights from the start.
+    # From the second part of a batch on, the gradients of all weights are already allocated.
     peak, gradients_then = tracker.peak, tracker.gradients_at_peak
     if parts > 1:
         peak, gradients_then = tracker.peak_of_rest + gradients, gradients
@@ -175,7 +172,7 @@ def estimate(config: Config, spec: DataSpec, *, world_size: int = 1, on_gpu: boo
 
 
 def parameter_counts(network: nn.Module) -> dict[str, int]:
-    """Parameters of embeddings, blocks and head; of a network without blocks, of each of its attributes."""
+    """Numbers of parameters of embeddings, blocks and head; without blocks, of each attribute."""
     has_blocks = bool(answers_of(network).dual_blocks())
     counts = dict.fromkeys(("embeddings", "blocks", "head") if has_blocks else (), 0)
     for name, parameter in network.named_parameters():
@@ -186,12 +183,9 @@ def parameter_counts(network: nn.Module) -> dict[str, int]:
     return counts
 
 
-# --- a step without memory ---------------------------------------------------------------------------------
-
-
 def _initial_state(config: Config, spec: DataSpec) -> TrainingState:
-    """As `Trainer` makes it, and with AdamW's moments, which it makes in its first step."""
-    state = initial_state(config, spec, None)  # PyTorch cannot move tensors without memory
+    """The state of a `Trainer`, with the moments that AdamW creates in its first step."""
+    state = initial_state(config, spec, None)  # PyTorch cannot move fake tensors
     for parameter in _trained(state.network):
         parameter.grad = torch.empty_like(parameter)
     state.optimizer.step()
@@ -215,7 +209,7 @@ def _autocast(config: Config, on_gpu: bool) -> torch.autocast:
 
 
 class _FakeTensors(FakeTensorMode):
-    """A mode that copies of its tensors share: the averages are deep copies of the network."""
+    """A mode that `deepcopy` does not copy, since the averages are deep copies of the network."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_FakeTensors":
         return self
@@ -223,7 +217,7 @@ class _FakeTensors(FakeTensorMode):
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Tensors made here have a shape and no memory."""
+    """Context in which new tensors have no memory."""
     with warnings.catch_warnings(), _FakeTensors():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield
@@ -231,7 +225,7 @@ def _without_memory() -> Iterator[None]:
 
 @contextmanager
 def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Another value in a module, for as long as the context lasts."""
+    """Replace an attribute of a module in this context."""
     own = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -251,15 +245,15 @@ def _as_on_a_gpu(*, compiled: bool) -> Iterator[None]:
 
 
 def _kernel_attention(q: Dual, k: Dual, v: Dual) -> Dual:
-    """The kernels' operators say of which shapes their results are; a plain pass is PyTorch's own."""
+    """Attention with a tangent by the operators of the kernels, without a tangent by PyTorch."""
     has_tangent = any(x.tangent is not None for x in (q, k, v))
     return attention(q, k, v, backend="triton" if has_tangent else "auto")
 
 
 def _addcmul_of_cuda(*operands: Tensor, value: float = 1) -> Tensor:
-    """CUDA's autocast brings the operands to their widest precision first; a CPU's does not.
+    """`addcmul` as under CUDA's autocast, which converts the operands to their widest precision.
 
-    A `TorchFunctionMode` cannot do this: it is not active where the backward pass computes again.
+    A `TorchFunctionMode` is not possible: it is not active during recomputation in the backward pass.
     """
     if torch.is_autocast_enabled("cpu"):
         widest = reduce(torch.promote_types, (x.dtype for x in operands))
@@ -269,7 +263,7 @@ def _addcmul_of_cuda(*operands: Tensor, value: float = 1) -> Tensor:
 
 @contextmanager
 def _quiet_compiler() -> Iterator[None]:
-    """The compiler without its warnings, which the run itself will give, and without what it remembers."""
+    """Context without the compiler's warnings, and without its caches before and after."""
     disabled = logging.root.manager.disable
     torch.compiler.reset()
     try:

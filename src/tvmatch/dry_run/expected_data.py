@@ -1,4 +1,4 @@
-"""Shape and classes of the data that a configuration describes, without reading them."""
+"""Shape and classes of the data of a configuration, without reading the data."""
 
 from tvmatch.config.schema import Config
 from tvmatch.data.config import DensityData, DigitsData, ImagesData, LatentsData
@@ -7,13 +7,13 @@ from tvmatch.errors import InputError
 
 
 def expected_spec(config: Config) -> DataSpec:
-    """Shape and number of classes of a configuration's data, as far as it says so without reading them.
+    """Shape and number of classes of the data of a configuration, without reading the data.
 
-    Images with labels count as one class, since their classes are in the data; a class is one row of a
-    table, C parameters.
+    Images with labels are counted as one class, since the number of classes is not known; each class has C
+    parameters.
 
     Raises:
-        InputError: if a configuration of latents does not say what it expects, or data come from Python.
+        InputError: if shape or class count of latents is not configured, or data are passed from Python.
     """
     data = config.data
     if isinstance(data, DigitsData):
@@ -27,7 +27,7 @@ def expected_spec(config: Config) -> DataSpec:
         if data.shape is None or data.class_count is None:
             raise InputError(
                 ", ".join(missing),
-                "a dry run reads no data: say what they hold, such as "
+                "a dry run reads no data: give shape and classes, such as "
                 "--data.shape=[4,32,32] --data.class_count=1000",
             )
         return _spec(tuple(data.shape), data.class_count)
@@ -35,7 +35,7 @@ def expected_spec(config: Config) -> DataSpec:
 
 
 def _spec(shape: tuple[int, ...], class_count: int) -> DataSpec:
-    """Numbers of the network's units; the kind of the data changes nothing in a step."""
+    """A spec without normalisation; the kind of the data does not change the cost of a step."""
     names = tuple(str(k) for k in range(class_count)) or None
     kind = "points" if len(shape) == 1 else "image"
     return DataSpec(kind, shape, names, (0.0,) * shape[0], (1.0,) * shape[0])  # type: ignore[arg-type]

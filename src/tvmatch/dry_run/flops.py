@@ -1,6 +1,6 @@
-"""Floating-point operations of PyTorch's operators, this package's attention included.
+"""Floating-point operations of PyTorch's operators and of this package's attention.
 
-Only products are counted, two operations a multiply-add, as PyTorch and most papers do.
+Only matrix products are counted, with two operations for a multiply-add, as in PyTorch and most papers.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-# Products of N × M × D a head (DESIGN: TVM, arXiv 2511.19797, section 7). Forward S = QKᵀ and PV, and with
-# tangents Q̇Kᵀ, QK̇ᵀ, ṖV and PV̇ besides. Backward at least 5 and 15: what is computed twice counts once.
+# Products of N × M × D per head (TVM, arXiv 2511.19797, section 7): S = QKᵀ and PV in the forward pass, with
+# tangents also Q̇Kᵀ, QK̇ᵀ, ṖV and PV̇. 5 and 15 in the backward pass, without products that are computed twice.
 FORWARD, FORWARD_DUAL, BACKWARD, BACKWARD_DUAL = 2, 6, 5, 15
 
 
 def operations(operator: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], result: Any) -> int:
-    """FLOPs of one call of an operator; 0 for one that multiplies no matrices."""
+    """FLOPs of a call of an operator; 0 if it is not a matrix product."""
     packet = operator.overloadpacket
     attention = _attention_formulas().get(packet)
     if attention is not None:
@@ -28,7 +28,7 @@ def operations(operator: Any, arguments: tuple[Any, ...], options: Mapping[str, 
 
 @cache
 def _attention_formulas() -> dict[Any, Callable[..., int]]:
-    """For the operators of attention that PyTorch has no formula for."""
+    """Formulas for operators of attention that PyTorch has no formula for."""
     from tvmatch.attention import operators as ours
 
     aten = torch.ops.aten

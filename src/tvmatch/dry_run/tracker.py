@@ -1,7 +1,7 @@
 """Counts memory and floating-point operations of a training step.
 
-PyTorch has trackers of both (`torch.distributed._tools.MemTracker`, `torch.utils.flop_counter`), but they are
-modes that the compiler refuses, and do not distinguish the parts of this step.
+The trackers in PyTorch (`torch.distributed._tools.MemTracker`, `torch.utils.flop_counter`) do not support
+compilation, and do not distinguish the parts of this step.
 """
 
 import weakref
@@ -60,14 +60,14 @@ class StepTracker(TorchDispatchMode):
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """The compiler refuses to work within other modes."""
+        """The compiler runs only within such modes."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True  # "is the loss finite?", asked of a tensor without memory
+            return True  # the loss is finite; the tensor has no memory
         options = kwargs or {}
-        if func is run_and_save_rng_state:  # the compiler's way to call PyTorch's attention
+        if func is run_and_save_rng_state:  # the compiler calls PyTorch's attention by it
             operator, *rest = args
             return torch.empty(0, dtype=torch.uint8, device="cpu"), self.__torch_dispatch__(
                 operator, types, rest, options

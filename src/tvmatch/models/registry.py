@@ -54,7 +54,7 @@ def register_network(
 
     Raises:
         InputError: if kind or configuration class are already registered for another network, or the
-            configuration class is no dataclass or has a field `kind`.
+            configuration class is not a dataclass or has a field `kind`.
     """
     if not (isinstance(config_class, type) and is_dataclass(config_class)):
         raise InputError("config_class", f"must be a dataclass, got {config_class!r}")

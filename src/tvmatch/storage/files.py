@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all, and JSON from untrusted sources."""
+"""Atomic writes of files and folders, and JSON from untrusted sources."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Missing parent folders are created.
 
     Raises:
-        OSError: if there is something at `path`, or the folder cannot be filled.
+        OSError: if `path` exists, or the folder or its content cannot be written.
     """
     path = Path(path)
     unfinished = _unfinished(path)
@@ -93,7 +93,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json_file(path: Path) -> Any:
-    """The value of a JSON file; raises an InputError that names a missing or unreadable file."""
+    """The value of a JSON file. Raises InputError if it is missing or unreadable."""
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def read_json_file(path: Path) -> Any:
 
 
 def _unfinished(path: Path) -> Path:
-    # Processes of several machines may have the same number.
+    # Processes on several machines may have the same process number.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 

@@ -1,6 +1,6 @@
-"""Downloads from and uploads to the Hugging Face Hub. Failures are an `InputError` of one line.
+"""Downloads from and uploads to the Hugging Face Hub. Failures raise an `InputError` of one line.
 
-The functions import `huggingface_hub` when they are called, because that takes a while.
+`huggingface_hub` is imported when a function is called, because the import is slow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tvmatch.errors import InputError, one_line
 
-_TIMEOUT = 10.0  # seconds for the answer to a question
+_TIMEOUT = 10.0  # seconds for a request
 _MODEL = "neither a folder here nor a repository on the Hub that you have access to"
 
 
@@ -25,7 +25,7 @@ def download(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """Download the files of a model whose names match; without a network, take them from the cache.
+    """Download the files of a model whose names match; without a network, use the cache.
 
     Args:
         repo_id: "user/name".
@@ -59,14 +59,14 @@ def upload(
     """Upload a folder's files as one commit.
 
     Args:
-        folder: what to upload.
+        folder: to upload.
         repo_id: "user/name"; the repository is created if it does not exist.
-        private: whether a new repository is.
-        token: of the Hub; by default that of `hf auth login`.
-        commit_message: of the commit.
+        private: whether a new repository is private.
+        token: of the Hub. Default: that of `hf auth login`.
+        commit_message: message of the commit.
 
     Returns:
-        The repository's address.
+        The URL of the repository.
 
     Raises:
         InputError: for an invalid name, without access, or if the Hub cannot be reached.
@@ -86,10 +86,10 @@ def dataset_commit(name: str, *, subject: str | None = None, endpoint: str | Non
     Args:
         name: of the data set.
         subject: see `hub_errors`.
-        endpoint: of the Hub; by default as HF_ENDPOINT says.
+        endpoint: of the Hub. Default: HF_ENDPOINT.
 
     Raises:
-        InputError: if the Hub has no such data set, or cannot be reached.
+        InputError: if the data set does not exist, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -104,10 +104,10 @@ def dataset_commit(name: str, *, subject: str | None = None, endpoint: str | Non
 
 
 def check_repository_name(repo_id: str) -> None:
-    """Refuse what cannot be a repository of the Hub.
+    """Check the name of a repository.
 
     Raises:
-        InputError: if it cannot.
+        InputError: if it is not a valid name.
     """
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -124,14 +124,14 @@ def hub_errors(
     address: str | None = None,
     hint: str = "",
 ) -> Iterator[None]:
-    """What goes wrong between here and the Hub, as an `InputError`.
+    """Context that converts errors of the Hub to an `InputError`.
 
     Args:
         name: of the repository.
-        subject: the option that gives the name; by default the error is about the repository itself.
-        neither: what the name is not, if the Hub does not have it.
-        address: of the page where access is requested; by default the model's.
-        hint: what helps if the Hub cannot be reached.
+        subject: the option with the name. Default: the error is about the repository.
+        neither: the message for a name that does not exist.
+        address: URL of the page to request access. Default: the model's page.
+        hint: appended if the Hub cannot be reached.
     """
     from huggingface_hub import errors
 
@@ -152,7 +152,7 @@ def hub_errors(
         raise InputError(name, "the Hub has no such revision of it") from None
     except errors.LocalTokenNotFoundError:
         raise InputError("token", "give a token of the Hub, or log in with `hf auth login`") from None
-    except Exception as error:  # of its HTTP client, which is another in each generation, or a full disk
+    except Exception as error:  # of the HTTP client, which depends on the version, or a full disk
         reason = one_line(error)
         if isinstance(error, errors.LocalEntryNotFoundError):
             reason = "it is not in the cache, and the Hub cannot be reached"

@@ -25,7 +25,7 @@ def check_out(out: Path, resume: str | Path | None) -> None:
             "out",
             f"{out} holds another run; continue it with --resume {out}, or give another --out"
             if run
-            else f"{out} is no empty folder; give another --out",
+            else f"{out} is not an empty folder; give another --out",
         )
     if not (out / CONFIG_NAME).is_file():
         raise InputError("resume", f"{out} is not a run, it has no {CONFIG_NAME}")

@@ -564,8 +564,8 @@ def test_a_spoiled_shard_is_made_again_and_no_other(
     shown: list[tuple[int, int]] = []
     assert again.finish() is None
     encode(again, on_progress=lambda done, total: shown.append((done, total)))
-    total = COUNT
-    assert shown[0] == (total - SHARD, total) and shown[-1] == (total, total)
+    assert shown[0] == (COUNT - SHARD, COUNT)
+    assert shown[-1] == (COUNT, COUNT)
     assert tree(copy) == tree(encoded)
 
 

@@ -61,7 +61,7 @@ class LatentsInfo:
         flips: "stored": rows 2 i and 2 i + 1 are image i and its mirror image; "drawn": latents are mirrored
             at random during training; "none".
         shards: in the order of their rows.
-        provenance: data, split, crop, versions and so on, for people to read.
+        provenance: data, split, crop, versions and so on, as JSON values.
     """
 
     spec: DataSpec

@@ -14,7 +14,7 @@ Plain = str | int | float | bool
 
 
 def root_of(value: Any) -> Any:
-    """The configuration that a pickled part of one belongs to, or None if it is no such part."""
+    """The root of the configuration that a pickled node belongs to; None for anything else."""
     if not (isinstance(value, Inert) and value.class_name in ("DictConfig", "ListConfig")):
         return None
     for _ in range(MAX_PARENTS):

@@ -241,7 +241,7 @@ class TVMPipeline(DiffusionPipeline):
         latents: Tensor | None,
         seed: int | None,
     ) -> Tensor:
-        """(B, C, h, w) at time 1: float32, whatever the weights' precision."""
+        """(B, C, h, w) at time 1, float32 for weights of any precision."""
         given = {"generator": generator, "latents": latents, "seed": seed}
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
