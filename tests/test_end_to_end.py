@@ -291,11 +291,7 @@ def refused(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> 
     ids=["shape", "classes", "mean", "std"],
 )
 def test_latents_of_something_else_are_refused(
-    latents: Path,
-    home: Path,
-    options: dict[str, Any],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+    latents: Path, home: Path, options: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Training under another normalisation is an error, not a silent FID of 40."""
     changes = [f"--data.{name}=null" for name in options]

@@ -97,13 +97,7 @@ class FlowMap:
     network: Network
     scaled: bool = False
 
-    def _output(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor | Dual,
-        condition: Condition,
-    ) -> Dual:
+    def _output(self, x: Tensor, t: Tensor, s: Tensor | Dual, condition: Condition) -> Dual:
         """F, with ∂_s F if s carries a tangent."""
         end = s.value if isinstance(s, Dual) else s
         expect_per_sample(x, s=end, t=t)

@@ -96,11 +96,7 @@ class RowDraws:
         self._name = _entropy(seed, path)
 
     def normal(
-        self,
-        purpose: str,
-        rows: Sequence[int],
-        shape: Sequence[int] = (),
-        dtype: torch.dtype = torch.float32,
+        self, purpose: str, rows: Sequence[int], shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """N(0, 1) of shape (len(rows), *shape) on the CPU.
 

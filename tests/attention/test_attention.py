@@ -496,11 +496,7 @@ GOOD = zeros(2, 3, 4, 8)
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no tensor": ({"k": [1.0]}, TypeError, r"k: a tensor is needed, got list"),
     "no tensor in a Dual": ({"v": Dual(GOOD, 0.0)}, TypeError, r"v\.tangent: a tensor is needed, got float"),  # type: ignore[arg-type]
-    "integers": (
-        {"q": GOOD.long()},
-        TypeError,
-        r"q: a floating-point dtype is needed, .*got torch\.int64",
-    ),
+    "integers": ({"q": GOOD.long()}, TypeError, r"q: a floating-point dtype is needed, .*got torch\.int64"),
     "complex": (
         {"k": GOOD.to(torch.complex64)},
         TypeError,

@@ -402,11 +402,7 @@ def spoiled(file: Path) -> Iterator[str]:
     name = next(name for name in sorted(tensors) if tensors[name].ndim == 2)
     rest = {key: tensor for key, tensor in tensors.items() if key != name}
     wider = torch.zeros(tensors[name].shape[0] + 1, tensors[name].shape[1])
-    for changed in (
-        rest,
-        rest | {name: wider},
-        rest | {name: tensors[name].double()},
-    ):
+    for changed in (rest, rest | {name: wider}, rest | {name: tensors[name].double()}):
         save_file(changed, file)
         yield name
     file.write_bytes(whole)

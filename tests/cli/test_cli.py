@@ -396,9 +396,7 @@ def test_ways_to_resume(
 
 
 def test_ways_not_to_resume(
-    trained: tuple[Path, Any],
-    resumed: list[tuple[Path, Path | None]],
-    capsys: pytest.CaptureFixture[str],
+    trained: tuple[Path, Any], resumed: list[tuple[Path, Path | None]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(trained[0])
     Path("empty").mkdir()

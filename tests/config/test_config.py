@@ -495,11 +495,7 @@ WRONG: list[tuple[str, Any, str]] = [
         [1, 2, 3],
         "must be a number or a pair of numbers like [1,2], got [1, 2, 3]",
     ),
-    (
-        "objective.guidance_weight",
-        (1, "2"),
-        "must be a number or a pair of numbers like [1,2], got (1, '2')",
-    ),
+    ("objective.guidance_weight", (1, "2"), "must be a number or a pair of numbers like [1,2], got (1, '2')"),
     ("objective.guidance_weight", None, "must be a number or a pair of numbers like [1,2], got None"),
     ("objective.scaled", 1, "must be true or false, got 1"),
     ("objective.guidance", 2.0, "no such option; did you mean objective.guidance_weight?"),
@@ -519,11 +515,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("network.depth", "3", "must be a whole number or null, got '3'"),
     ("network.qk_norm", "yes", "must be true or false, got 'yes'"),
     ("network.head", 2, "no such option; did you mean network.heads?"),
-    (
-        "network",
-        None,
-        "must be the configuration of a registered network (DiTConfig (dit), MLPConfig (mlp)",
-    ),
+    ("network", None, "must be the configuration of a registered network (DiTConfig (dit), MLPConfig (mlp)"),
     ("seed", "1", "must be a whole number, got '1'"),
     ("sed", 1, "no such option; did you mean seed?"),
 ]

@@ -47,12 +47,7 @@ RULES = {
     "gelu": (dual.gelu, partial(torch.nn.functional.gelu, approximate="tanh"), (), ()),
     "rms_norm": (dual.rms_norm, rms, (), ()),
     "layer_norm": (dual.layer_norm, layer, (), ()),
-    "rms_norm, scaled": (
-        lambda x: dual.rms_norm(x, scale=Dual(SCALE)),
-        lambda x: rms(x) * SCALE,
-        (),
-        (),
-    ),
+    "rms_norm, scaled": (lambda x: dual.rms_norm(x, scale=Dual(SCALE)), lambda x: rms(x) * SCALE, (), ()),
     "rms_norm, modulated": (
         lambda x: dual.rms_norm(x, scale=Dual(SCALE, SCALE_TANGENT), shift=Dual(SHIFT, SHIFT_TANGENT)),
         lambda x, scale, shift: rms(x) * scale + shift,

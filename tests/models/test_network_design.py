@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    NETWORKS,
-    Inputs,
-    in_direction_s,
-    random_inputs,
-    randomize_,
-    relative_error,
-    small_dit,
-)
+from helpers import NETWORKS, Inputs, in_direction_s, random_inputs, randomize_, relative_error, small_dit
 from torch import nn
 
 from tvmatch.dual import Dual

@@ -122,11 +122,7 @@ def test_times_and_weights_of_numpy() -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "kind"),
-    [
-        (lambda y: (y, y), "a tuple"),
-        (lambda y: {"sample": y}, "a dict"),
-        (lambda y: y.long(), "torch.int64"),
-    ],
+    [(lambda y: (y, y), "a tuple"), (lambda y: {"sample": y}, "a dict"), (lambda y: y.long(), "torch.int64")],
 )
 def test_a_network_of_another_output(outputs: Callable[[Tensor], Any], kind: str) -> None:
     class Other(Network):

@@ -50,7 +50,7 @@ def words(text: str) -> list[str]:
 KNOWN = r"tvmatch: |step \d|changed in this run|data\.|left out|no samples|these latents|saved |\s*$"
 # Others' code draws from random streams of the whole process.
 ALLOWED = {
-    "demo": ("Python's random numbers",),  # Gradio
+    "demo": ("Python's random numbers",)  # Gradio
 }
 
 

@@ -376,8 +376,7 @@ def test_a_network_that_nobody_registered(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "number"),
-    [("network", "hidden_size", 2**32), ("data", "shape", [3, 2**32, 2**32])],
+    ("part", "name", "number"), [("network", "hidden_size", 2**32), ("data", "shape", [3, 2**32, 2**32])]
 )
 def test_a_description_of_more_than_there_is_memory(
     part: str, name: str, number: Any, tmp_path: Path

@@ -182,10 +182,7 @@ def test_bins() -> None:
 
 def test_every_broken_term_and_bin_is_named() -> None:
     nan = float("nan")
-    terms = {
-        "terminal": torch.tensor([nan, 1.0, INFINITE, 1.0]),
-        "flow": torch.tensor([1.0, 1.0, 1.0, nan]),
-    }
+    terms = {"terminal": torch.tensor([nan, 1.0, INFINITE, 1.0]), "flow": torch.tensor([1.0, 1.0, 1.0, nan])}
     loss = Loss(torch.tensor(nan), terms)
     times = Times(
         t=torch.tensor([0.1, 0.5, 0.9, 0.9]), s=torch.zeros(4), s_prime=torch.tensor([0.1, 0.1, 0.1, 0.3])

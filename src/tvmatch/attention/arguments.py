@@ -28,13 +28,7 @@ def as_duals(*tensors: Any) -> tuple[Dual, Dual, Dual]:
 
 
 def check_arguments(
-    q: Dual,
-    k: Dual,
-    v: Dual,
-    scale: float | None,
-    causal: bool,
-    key_lengths: Tensor | None,
-    backend: str,
+    q: Dual, k: Dual, v: Dual, scale: float | None, causal: bool, key_lengths: Tensor | None, backend: str
 ) -> None:
     """Check the arguments of `attention`.
 

@@ -94,10 +94,7 @@ def backward(
         "beta": empty_rows(q) if operands.has_scores_tangent else None,
         "delta": empty_rows(q),
     }
-    query_outputs = {
-        "output": _readable(result.output),
-        "output_tangent": _readable(result.output_tangent),
-    }
+    query_outputs = {"output": _readable(result.output), "output_tangent": _readable(result.output_tangent)}
     for kernel, names, parts, read in [
         (query_gradients, ("q", "q_tangent"), tiles.query_gradients, cotangents | query_outputs),
         (key_gradients, ("k", "k_tangent", "v", "v_tangent"), tiles.key_gradients, cotangents),

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tvmatch.attention import attention
-from tvmatch.check.comparison import (
-    EXACT,
-    Comparison,
-    Setting,
-    failure,
-    perturbed,
-    relative_error,
-    tolerance,
-)
+from tvmatch.check.comparison import EXACT, Comparison, Setting, failure, perturbed, relative_error, tolerance
 from tvmatch.dual import Dual
 from tvmatch.models.base import answers_of
 from tvmatch.seeds import generator

@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tvmatch.check.comparison import (
-    EXACT,
-    Comparison,
-    Setting,
-    failure,
-    perturbed,
-    relative_error,
-    tolerance,
-)
+from tvmatch.check.comparison import EXACT, Comparison, Setting, failure, perturbed, relative_error, tolerance
 from tvmatch.condition import Condition
 from tvmatch.data.spec import DataSpec
 from tvmatch.dual import Dual

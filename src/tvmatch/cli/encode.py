@@ -208,7 +208,4 @@ def _warn_of_another_scale(spec: DataSpec, mean: tuple[float, ...], std: tuple[f
     ratios = [measured / own for measured, own in zip(std, spec.std, strict=True)]
     if shift > _FAR or max(ratios) > 1 + _FAR or min(ratios) < 1 / (1 + _FAR):
         means, stds = (", ".join(f"{number:.5g}" for number in numbers) for numbers in (mean, std))
-        print(
-            f"these latents have another scale: measured mean {means}; std {stds}",
-            file=sys.stderr,
-        )
+        print(f"these latents have another scale: measured mean {means}; std {stds}", file=sys.stderr)

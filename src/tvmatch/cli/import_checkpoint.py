@@ -215,8 +215,7 @@ def _autoencoder(source: str, shape: tuple[int, int, int]) -> AutoencoderInfo:
         return AutoencoderInfo(source, "", (3, height * DOWNSAMPLING, width * DOWNSAMPLING))
     if autoencoder.channels != channels:
         raise InputError(
-            "autoencoder",
-            f"{source} has latents of {autoencoder.channels} channels, the network {channels}",
+            "autoencoder", f"{source} has latents of {autoencoder.channels} channels, the network {channels}"
         )
     return autoencoder.info((3, height * autoencoder.downsampling, width * autoencoder.downsampling))
 

@@ -16,13 +16,7 @@ from tvmatch.config.schema import Config
 from tvmatch.data.base import Dataset
 from tvmatch.data.config import DensityData, DigitsData
 from tvmatch.errors import InputError
-from tvmatch.evaluation import (
-    evaluate_digits,
-    evaluate_images,
-    evaluate_points,
-    metrics_table,
-    write_metrics,
-)
+from tvmatch.evaluation import evaluate_digits, evaluate_images, evaluate_points, metrics_table, write_metrics
 from tvmatch.trained_model import TrainedModel
 from tvmatch.training import NonFiniteError
 from tvmatch.training.log import read_log

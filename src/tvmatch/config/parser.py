@@ -8,13 +8,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from tvmatch.config.schema import Config
-from tvmatch.config.sections import (
-    KIND_OPTIONS,
-    config_class,
-    present_arguments,
-    section_kinds,
-    with_kinds,
-)
+from tvmatch.config.sections import KIND_OPTIONS, config_class, present_arguments, section_kinds, with_kinds
 from tvmatch.config.yaml_files import flattened
 from tvmatch.errors import InputError
 from tvmatch.option_checks import check_value, suggestion, type_in_words

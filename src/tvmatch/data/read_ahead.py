@@ -30,10 +30,7 @@ _AHEAD = 2  # items requested from a process in advance
 _POLL = 0.2  # seconds between two calls of `stopped`
 _GRACE = 1.0  # seconds for a process to exit
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HINTS = {
-    "SIGKILL": "perhaps for lack of memory",
-    "SIGBUS": "perhaps for lack of shared memory, /dev/shm",
-}
+_HINTS = {"SIGKILL": "perhaps for lack of memory", "SIGBUS": "perhaps for lack of shared memory, /dev/shm"}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -12,14 +12,7 @@ from fastapi import FastAPI
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from tvmatch.demo.generation import (
-    MAX_STEPS,
-    Demonstration,
-    Request,
-    Result,
-    steps_name,
-    time_name,
-)
+from tvmatch.demo.generation import MAX_STEPS, Demonstration, Request, Result, steps_name, time_name
 from tvmatch.errors import InputError
 
 DEFAULT_STEPS = [1, 2, 4]

@@ -19,10 +19,7 @@ from tvmatch.errors import InputError
 from tvmatch.seeds import RowDraws, in_whole_blocks
 
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-53
-_CHOICES = {
-    "distribution": ("gap*", "gap", "truncated", "clamped"),
-    "s_prime": ("independent", "tied"),
-}
+_CHOICES = {"distribution": ("gap*", "gap", "truncated", "clamped"), "s_prime": ("independent", "tied")}
 
 
 @dataclass

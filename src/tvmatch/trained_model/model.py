@@ -21,10 +21,7 @@ from tvmatch.flow_map import FlowMap
 from tvmatch.models.base import BaseNetwork, answers_of
 from tvmatch.models.registry import describe_config
 from tvmatch.sampling import expect_sample_numbers, sample_noise, sample_trajectory, time_grid
-from tvmatch.trained_model.files import (
-    FORMAT,
-    save_tensors,
-)
+from tvmatch.trained_model.files import FORMAT, save_tensors
 
 Labels = int | str | Sequence[int | str] | None
 """A class (number or name), or one for each sample; None: all classes in turn."""

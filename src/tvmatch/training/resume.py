@@ -21,8 +21,7 @@ def expect_newest(run: Path, step: int) -> None:
     for newest in checkpoints(run)[-1:]:
         if step_of(newest) > step:
             raise InputError(
-                "out",
-                f"another trainer has written {newest}, this one is at step {step}; resume from there",
+                "out", f"another trainer has written {newest}, this one is at step {step}; resume from there"
             )
 
 

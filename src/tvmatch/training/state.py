@@ -43,11 +43,7 @@ def untrained_network(config: Config, spec: DataSpec) -> BaseNetwork:
     try:
         with torch.device("cpu"):  # PyTorch's default device may be another
             return build_network(
-                config.network,
-                spec.shape,
-                spec.class_count,
-                config.seed,
-                embedding_size=spec.embedding_size,
+                config.network, spec.shape, spec.class_count, config.seed, embedding_size=spec.embedding_size
             )
     except RuntimeError as error:
         if "allocate memory" not in str(error) and "Storage size" not in str(error):

@@ -30,13 +30,7 @@ class StepResult(NamedTuple):
         return {"loss": self.loss.loss.item(), **terms, "gradient_norm": self.gradient_norm.item()}
 
 
-def draw_inputs(
-    batch: Batch,
-    spec: DataSpec,
-    config: Config,
-    step: int,
-    device: torch.device,
-) -> Inputs:
+def draw_inputs(batch: Batch, spec: DataSpec, config: Config, step: int, device: torch.device) -> Inputs:
     """Draw the objective's inputs for an optimiser step; those of a row depend only on (seed, step, row).
 
     They are drawn on the CPU, so that they are the same for every device.

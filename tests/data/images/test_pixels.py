@@ -158,11 +158,7 @@ def test_orientation_survives_damage_elsewhere_in_the_metadata(orientation: int)
         ImageOps.exif_transpose(file)
     np.testing.assert_array_equal(decode(jpeg(damaged), size[1], size[0], 3), expected)
     upright = decode(jpeg(b""), 16, 8, 3)
-    turns = {
-        3: upright[:, ::-1, ::-1],
-        6: np.rot90(upright, -1, (1, 2)),
-        8: np.rot90(upright, 1, (1, 2)),
-    }
+    turns = {3: upright[:, ::-1, ::-1], 6: np.rot90(upright, -1, (1, 2)), 8: np.rot90(upright, 1, (1, 2))}
     if orientation in turns:
         np.testing.assert_array_equal(expected, turns[orientation])
 

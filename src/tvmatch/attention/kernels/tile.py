@@ -42,15 +42,7 @@ def load_tile(
 
 @triton.jit
 def store_tile(
-    tensor,
-    strides,
-    place,
-    row,
-    rows,
-    tile,
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    tensor, strides, place, row, rows, tile, D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Write (BLOCK_ROWS, BLOCK_D) to the rows from `row` on, in the tensor's dtype."""
     index = row + tl.arange(0, BLOCK_ROWS)

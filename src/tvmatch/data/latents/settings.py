@@ -116,8 +116,7 @@ def _check_empty(folder: Path) -> None:
     other = set(names) - set(ours)
     if other:
         raise InputError(
-            "out",
-            f"{folder} holds other files ({min(other)}), which are not overwritten; use a new folder",
+            "out", f"{folder} holds other files ({min(other)}), which are not overwritten; use a new folder"
         )
 
 

@@ -40,12 +40,7 @@ def sit_heads(state_dict: Mapping[str, Tensor]) -> int:
     return 16 if hidden_size == XL_SIZE else guess_attention(theirs)[0]
 
 
-def network_from_sit(
-    state_dict: Mapping[str, Tensor],
-    *,
-    heads: int,
-    label_dropout: bool = True,
-) -> DiT:
+def network_from_sit(state_dict: Mapping[str, Tensor], *, heads: int, label_dropout: bool = True) -> DiT:
     """A DiT whose F(x, t, s, c) is, for every s, the velocity of a SiT at time t.
 
     Published SiTs have data at time 1 and noise at 0: x_τ = τ x0 + (1 − τ) x1, with velocity
@@ -82,12 +77,7 @@ def network_from_sit(
     theirs[f"{DURATION}.2.weight"] = torch.zeros_like(project)
     theirs[f"{DURATION}.2.bias"] = torch.zeros_like(project[:, 0])
     return network_from_authors(
-        theirs,
-        heads=heads,
-        rms_norm=False,
-        qk_norm=False,
-        modulation_norm=False,
-        label_dropout=label_dropout,
+        theirs, heads=heads, rms_norm=False, qk_norm=False, modulation_norm=False, label_dropout=label_dropout
     )
 
 

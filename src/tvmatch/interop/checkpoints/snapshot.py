@@ -177,10 +177,6 @@ def import_network(
         guessed_heads, qk_norm = guess_attention(single)
         heads = guessed_heads if heads is None else heads
         network = network_from_authors(
-            single,
-            heads=heads,
-            qk_norm=qk_norm,
-            modulation_norm=modulation_norm,
-            label_dropout=label_dropout,
+            single, heads=heads, qk_norm=qk_norm, modulation_norm=modulation_norm, label_dropout=label_dropout
         )
     return ImportedNetwork(network.requires_grad_(False).eval(), is_flow, tuple(dtypes))

@@ -35,11 +35,7 @@ class FolderLabels(NamedTuple):
 
 
 def labels_by_folder(
-    images: Sequence[str],
-    others: Sequence[str],
-    folders: Sequence[str],
-    again: Mapping[str, str],
-    where: str,
+    images: Sequence[str], others: Sequence[str], folders: Sequence[str], again: Mapping[str, str], where: str
 ) -> FolderLabels:
     """Find the classes of images by their folders.
 

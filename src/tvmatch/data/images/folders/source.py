@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tvmatch.data.findings import LeftOut, Notes
-from tvmatch.data.images.folders.image_formats import (
-    files_like,
-    formats_in_words,
-    image_suffixes,
-    suffix_of,
-)
+from tvmatch.data.images.folders.image_formats import files_like, formats_in_words, image_suffixes, suffix_of
 from tvmatch.data.images.folders.layout import class_of, labels_by_folder, splits_within_classes
 from tvmatch.data.images.folders.splits import SPLIT_OF, find_splits
 from tvmatch.data.images.folders.walk import Level, Tree, level, stamp
