@@ -418,7 +418,7 @@ def test_a_python_run_is_resumed_from_python(tmp_path: Path, capsys: pytest.Capt
     tvmatch.train(tiny_config(), images(), tmp_path / "mine")
     capsys.readouterr()
     for arguments, message in (
-        (["train", "--resume", "mine"], "no data section; a run on data given from Python is continued from"),
+        (["train", "--resume", "mine"], "no data section; a run on data passed from Python is resumed from"),
         (["evaluate", "mine"], "the data set of this run was passed from Python; evaluate it from Python"),
     ):
         assert main(arguments) == 2

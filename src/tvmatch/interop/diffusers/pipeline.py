@@ -34,6 +34,7 @@ _NAMES = {  # of arguments here, by those of `TrainedModel.sample`
     "guidance": "guidance_scale",
     "count": "batch_size",
 }
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError)
 _DECODED_TOGETHER = 4 * 256 * 256  # pixels: 3 GB of activations in Stable Diffusion's decoder
 
 
@@ -133,15 +134,7 @@ class TVMPipeline(DiffusionPipeline):
             pipeline: TVMPipeline = super().from_pretrained(folder, **options)
         except (InputError, torch.OutOfMemoryError):
             raise
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            ImportError,
-            SafetensorError,
-        ) as error:
+        except _DAMAGED as error:
             message = " ".join(str(error).split())
             raise InputError(folder, f"not a pipeline that can be loaded ({message})") from None
         return pipeline
