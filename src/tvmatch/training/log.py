@@ -120,7 +120,7 @@ class RunLog:
 class EventFile:
     """TensorBoard events, written synchronously.
 
-    `SummaryWriter` writes in a thread, where an error such as a full disk is not noticed.
+    `SummaryWriter` writes in a thread, which prints a traceback when the disk is full.
 
     Args:
         run: the run folder; each start of the run adds a file.
