@@ -20,8 +20,8 @@ from tvmatch.data import Density
 from tvmatch.models import MLP, PRESETS, DiT, DiTConfig, MLPConfig
 from tvmatch.models.init import initialize
 from tvmatch.training import Trainer
-from tvmatch.training.batches import step_batches
 from tvmatch.training.state import untrained_network
+from tvmatch.training.step import step_batches
 
 SIZES = {"hidden_size": 16, "depth": 2, "heads": 2, "patch_size": 2, "time_frequencies": 8}
 BUILD: dict[str, Callable[[int | None], DiT | MLP]] = {

@@ -26,9 +26,8 @@ from tvmatch.models.ema import ParameterAverage
 from tvmatch.objectives import Inputs, draw_condition, tvm_loss
 from tvmatch.seeds import RowDraws
 from tvmatch.training import Trainer, checkpoints
-from tvmatch.training.batches import step_batches
 from tvmatch.training.log import read_log
-from tvmatch.training.step import draw_inputs, training_step
+from tvmatch.training.step import draw_inputs, step_batches, training_step
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -16,56 +16,29 @@ from tvmatch.dual import Dual, linear_map
 Backend = Literal["auto", "reference", "triton"]
 
 
-@overload
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    key_lengths: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Tensor: ...
+class Options(TypedDict, total=False):
+    """The optional arguments of `attention`."""
+
+    scale: float | None
+    causal: bool
+    key_lengths: Tensor | None
+    backend: Backend
 
 
 @overload
-def attention(
-    q: Dual,
-    k: Tensor | Dual,
-    v: Tensor | Dual,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    key_lengths: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Dual: ...
+def attention(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> Tensor: ...
 
 
 @overload
-def attention(
-    q: Tensor | Dual,
-    k: Dual,
-    v: Tensor | Dual,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    key_lengths: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Dual: ...
+def attention(q: Dual, k: Tensor | Dual, v: Tensor | Dual, **options: Unpack[Options]) -> Dual: ...
 
 
 @overload
-def attention(
-    q: Tensor | Dual,
-    k: Tensor | Dual,
-    v: Dual,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    key_lengths: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Dual: ...
+def attention(q: Tensor | Dual, k: Dual, v: Tensor | Dual, **options: Unpack[Options]) -> Dual: ...
+
+
+@overload
+def attention(q: Tensor | Dual, k: Tensor | Dual, v: Dual, **options: Unpack[Options]) -> Dual: ...
 
 
 def attention(

@@ -67,9 +67,7 @@ def attention_value(
 
 
 @attention_value.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale: float, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return empty_like_heads(q), empty_rows(q)
 
 
@@ -93,18 +91,8 @@ def attention_dual(
 
 
 @attention_dual.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_tangent: Tensor | None,
-    k_tangent: Tensor | None,
-    v_tangent: Tensor | None,
-    key_lengths: Tensor | None,
-    scale: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    has_mean = q_tangent is not None or k_tangent is not None
+def _(q: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    has_mean = Operands(q, *inputs[:5]).has_scores_tangent
     mean = empty_rows(q) if has_mean else q.new_empty(0, dtype=torch.float32)
     return empty_like_heads(q), empty_like_heads(q), empty_rows(q), mean
 

@@ -217,15 +217,9 @@ def _slopes_of_loss(
     inputs = _cast(inputs, EXACT)
     outputs: list[Any] = []
 
-    def recording_target(
-        x: Tensor | Dual,
-        t: Tensor | Dual,
-        s: Tensor | Dual,
-        labels: Tensor | None = None,
-        guidance_weight: Tensor | None = None,
-    ) -> Tensor | Dual:
-        outputs.append(network(x, t, s, labels, guidance_weight))
-        return outputs[-1]  # type: ignore[no-any-return]
+    def recording_target(*arguments: Any, **options: Any) -> Any:
+        outputs.append(network(*arguments, **options))
+        return outputs[-1]
 
     loss = float(_loss(network, recording_target, objective, inputs))
     pairs = list(zip(network.parameters(), gradients, strict=True))
@@ -242,7 +236,7 @@ def _slopes_of_loss(
         for length, (weight, gradient) in zip(lengths, pairs, strict=True):
             weight.add_(gradient, alpha=(step - at) * length)
         at, recorded = step, iter(outputs)
-        return _loss(network, lambda *_: next(recorded), objective, inputs)
+        return _loss(network, lambda *_, **__: next(recorded), objective, inputs)
 
     # Loss and parameters change by at most a fraction of 1e-4, which is far above rounding errors.
     difference = _central_difference(loss_at, 1e-4 / max(1.0, float(product) / loss))

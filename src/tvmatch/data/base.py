@@ -5,7 +5,7 @@ Shapes: `B` elements of a batch, `C` channels, `H` rows, `W` columns.
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -173,6 +173,17 @@ def distinct_indices(length: int, count: int, seed: int) -> Tensor:
 def mirrored_at_random(rows: range, step: int, seed: int) -> Tensor:
     """Whether to mirror each image, with probability 1/2: bool (len(rows),), drawn for (seed, step, row)."""
     return RowDraws(seed, "step", step).uniform("flip", rows) < 0.5
+
+
+def data_facts(dataset: Dataset) -> dict[str, Any]:
+    """Attributes `crop` and `class_counts` of a data set, which checkpoints record for evaluations.
+
+    Returns:
+        "crop": how its images were cropped, see `data.images.pixels.Crop`; "class_counts": the number of
+        elements of each class. An attribute that is missing or None is left out.
+    """
+    facts = {name: getattr(dataset, name, None) for name in ("crop", "class_counts")}
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 class StoredDataset(ABC):

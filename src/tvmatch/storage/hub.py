@@ -6,6 +6,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tvmatch.errors import InputError, one_line
 
@@ -19,11 +20,7 @@ def download(
     *,
     subject: str | None = None,
     neither: str = _MODEL,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
+    **options: Any,
 ) -> Path:
     """Download the files of a model whose names match; without a network, use the cache.
 
@@ -31,7 +28,7 @@ def download(
         repo_id: "user/name".
         patterns: of the files' names.
         subject, neither: see `hub_errors`.
-        revision, token, cache_dir, force_download, local_files_only: as in huggingface_hub.
+        options: of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
 
     Raises:
         InputError: if the repository or revision does not exist, is not accessible, or is neither cached nor
@@ -40,16 +37,7 @@ def download(
     from huggingface_hub import snapshot_download
 
     with hub_errors(repo_id, subject=subject, neither=neither):
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            allow_patterns=list(patterns),
-            library_name="tvmatch",
-        )
+        folder = snapshot_download(repo_id, allow_patterns=list(patterns), library_name="tvmatch", **options)
     return Path(folder)
 
 

@@ -1,15 +1,17 @@
-"""One optimiser step, from a batch of data to new weights."""
+"""One optimiser step: the batch, the objective's inputs, new weights."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tvmatch.config.schema import Config
-from tvmatch.data.base import Batch
+from tvmatch.data.base import Batch, Dataset
+from tvmatch.data.read_ahead import read_ahead
 from tvmatch.data.spec import DataSpec
 from tvmatch.errors import InputError
 from tvmatch.flow_map import Network
@@ -28,6 +30,22 @@ class StepResult(NamedTuple):
         """The loss, the mean of each term and the gradient norm."""
         terms = {name: values.mean().item() for name, values in self.loss.terms.items()}
         return {"loss": self.loss.loss.item(), **terms, "gradient_norm": self.gradient_norm.item()}
+
+
+def step_batches(
+    dataset: Dataset, config: Config, steps: Sequence[int], *, stopped: Callable[[], object] = bool
+) -> AbstractContextManager[Iterator[Batch]]:
+    """The batches of the given steps (from 0), read ahead by worker processes if there are any.
+
+    The iterator ends early if `stopped()` is true while it waits for a worker. Raises: see `read_ahead`.
+    """
+    read = partial(_step_batch, dataset, config.training.batch_size, config.seed)
+    return read_ahead(read, steps, config.training.data_workers, stopped=stopped)
+
+
+def _step_batch(dataset: Dataset, size: int, seed: int, step: int) -> Batch:
+    """The batch of a step; it does not depend on the process that reads it."""
+    return dataset.batch(step, size, seed)
 
 
 def draw_inputs(batch: Batch, spec: DataSpec, config: Config, step: int, device: torch.device) -> Inputs:

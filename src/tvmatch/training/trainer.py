@@ -13,8 +13,7 @@ from torch import nn
 from tvmatch.compilation import require_right_compilation
 from tvmatch.config.schema import Config
 from tvmatch.config.yaml_files import to_yaml
-from tvmatch.data.base import Batch, Dataset, checked_batch
-from tvmatch.data.facts import data_facts
+from tvmatch.data.base import Batch, Dataset, checked_batch, data_facts
 from tvmatch.devices import resolve_device, resolve_precision
 from tvmatch.distributed import refuse_several
 from tvmatch.errors import DataError, InputError
@@ -22,7 +21,6 @@ from tvmatch.flow_map import Network
 from tvmatch.storage.files import replacing
 from tvmatch.storage.locks import FolderLock
 from tvmatch.trained_model import Decoder, TrainedModel
-from tvmatch.training.batches import step_batches
 from tvmatch.training.checkpoint import (
     build_facts,
     checkpoints,
@@ -40,7 +38,7 @@ from tvmatch.training.resume import expect_newest, load_newest
 from tvmatch.training.run_folder import CONFIG_NAME, lock_run
 from tvmatch.training.signals import Interrupted, collected_signals
 from tvmatch.training.state import accelerate_training, initial_state, untrained_network
-from tvmatch.training.step import draw_inputs, training_step
+from tvmatch.training.step import draw_inputs, step_batches, training_step
 
 
 class Trainer:

@@ -34,8 +34,7 @@ from torch import Tensor
 
 from tvmatch.cli import main
 from tvmatch.config import Config, recipe
-from tvmatch.data.base import epoch_indices, mirrored_at_random
-from tvmatch.data.facts import data_facts
+from tvmatch.data.base import data_facts, epoch_indices, mirrored_at_random
 from tvmatch.data.images import source as image_source
 from tvmatch.data.images.reader import ImageReader, open_images
 from tvmatch.data.latents.autoencoder import Autoencoder, load_autoencoder
@@ -46,7 +45,7 @@ from tvmatch.data.latents.shards import ChannelSums, ShardWriter
 from tvmatch.distributed import Position
 from tvmatch.errors import DataError, InputError
 from tvmatch.seeds import RowDraws, generator
-from tvmatch.training.batches import step_batches
+from tvmatch.training.step import step_batches
 
 SIZE, SHARD, BATCH = 16, 24, 5  # shards of 24, 24 and 16 images; batches that do not divide them
 COUNT = 64
