@@ -59,10 +59,8 @@ def accelerate(
         options: dict[str, Any] = {} if backend is None else {"backend": backend}
         for module in blocks if len(blocks) > WHOLE_UP_TO else [network]:
             assert isinstance(module.forward, MethodType)
-            compiled_forward = torch.compile(
-                module.forward.__func__, fullgraph=True, dynamic=False, **options
-            )
-            _replace_forward(module, compiled_forward)
+            function = torch.compile(module.forward.__func__, fullgraph=True, dynamic=False, **options)
+            _replace_forward(module, function)
 
 
 def _replace_forward(module: nn.Module, function: Callable[..., Any]) -> None:

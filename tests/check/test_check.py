@@ -338,6 +338,6 @@ def test_an_untrained_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["check", "--model", str(tmp_path / "run")]) == 2
     output = capsys.readouterr()
     assert output.err == (
-        "tvmatch: error: model: its ∂_s F is zero, as in an untrained network: there is nothing to compare\n"
+        "tvmatch: error: model: its ∂_s F is zero, as in an untrained network: nothing to compare\n"
     )
     assert output.out == ""

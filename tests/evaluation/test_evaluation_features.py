@@ -86,7 +86,7 @@ class TestRunningGaussian:
 
     def test_bad_features(self) -> None:
         running = RunningGaussian(3)
-        with pytest.raises(InputError, match=r"features: must have shape \(n, 3\), got \(2, 4\)"):
+        with pytest.raises(InputError, match=r"features: must be \(n, 3\), got \(2, 4\)"):
             running.update(torch.zeros(2, 4))
         with pytest.raises(InputError, match="features: 1 of 2 vectors have a non-finite entry"):
             running.update(torch.tensor([[0.0, 1, 2], [3, math.inf, 4]]))
@@ -537,7 +537,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another extractor": (
         lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL, extractor_fingerprint="7" * 64)),
-        "reference: was computed with the extractor 777777777777…, this one is 555555555555…",
+        "reference: was computed with extractor 777777777777…, this one is 555555555555…",
     ),
     "another guidance": (
         lambda: evaluate_features(model(), EXTRACTOR, reference_of(REAL), FeatureRequest(guidance=(1.5,))),

@@ -195,7 +195,7 @@ def test_images_that_are_no_images_are_refused() -> None:
     extractor = load_extractor("test_extractors:channels", CPU)
     images = random_images(2)
     for wrong in (images / 255, images[0], images[:, :1], images[:0]):
-        with pytest.raises(InputError, match=r"images: must be uint8 of shape \(B, 3, H, W\), got"):
+        with pytest.raises(InputError, match=r"images: must be uint8 \(B, 3, H, W\), got"):
             extractor(wrong)
 
 
@@ -332,16 +332,16 @@ def test_dinov2_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
     folder = variant("of another width")
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
-    assert "holds no DINOv2 network" in refusal(folder)
+    assert "has no DINOv2 network" in refusal(folder)
 
     folder = variant("cut off")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    assert "holds no DINOv2 network" in refusal(folder)
+    assert "has no DINOv2 network" in refusal(folder)
 
     folder = variant("without a configuration")
     (folder / "config.json").unlink()
-    assert "holds no DINOv2 network" in refusal(folder)
+    assert "has no DINOv2 network" in refusal(folder)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"^extractor weights: '.*nowhere' is neither a folder nor the name"):

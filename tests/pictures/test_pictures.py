@@ -176,9 +176,9 @@ class TestPoints:
         with pytest.raises(InputError, match=r"samples\[2\]: has a non-finite coordinate"):
             points_picture(self.data, {2: torch.full((4, 2), math.nan)}, paths, path)
         for wrong in (torch.zeros(1, 3, 2), torch.zeros(2, 3), torch.zeros(2, 3, 1)):
-            with pytest.raises(InputError, match="trajectories: must have shape"):
+            with pytest.raises(InputError, match="trajectories: must be"):
                 points_picture(self.data, {}, wrong, path)
-        with pytest.raises(InputError, match="trajectories: must have shape"):
+        with pytest.raises(InputError, match="trajectories: must be"):
             points_picture(self.data, {}, torch.zeros(2, 0, 2), path)
         assert not path.exists()
 

@@ -85,9 +85,7 @@ def _compare(model: TrainedModel, setting: Setting, objective: Objective) -> lis
     network = deepcopy(model.network).to(EXACT.device, EXACT.weights_dtype).requires_grad_()
     value, slope = _value_and_slope(network, objective, inputs)
     if not slope.any():
-        raise InputError(
-            "model", "its ∂_s F is zero, as in an untrained network: there is nothing to compare"
-        )
+        raise InputError("model", "its ∂_s F is zero, as in an untrained network: nothing to compare")
     exact = _answer(network, objective, inputs, EXACT)
     product, difference = _slopes_of_loss(network, objective, inputs, exact.gradients)
     changed = _changed_answer(network, objective, inputs, setting)

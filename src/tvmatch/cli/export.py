@@ -103,9 +103,7 @@ def _write_authors(model: TrainedModel, path: Path) -> None:
         )
     _, height, width = model.spec.shape
     if height != width:
-        raise InputError(
-            "layout", f"authors is for square images, the images of this model are {height}×{width}"
-        )
+        raise InputError("layout", f"authors is for square images, this model's are {height}×{width}")
     metadata = {"format": "pt", "tvmatch": json.dumps(model.describe(), ensure_ascii=False)}
     with replacing(path) as unfinished:
         save_file(network_to_authors(network), unfinished, metadata)

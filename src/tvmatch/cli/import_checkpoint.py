@@ -80,9 +80,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--out", type=str, required=True, help="folder of the new checkpoint")
     option = partial(parser.add_argument, default=None)
     option("--recipe", type=str, help="that it was trained with, imagenet256_w2, …: the defaults below")
-    option(
-        "--network", type=str, help="which network of the file, by its name there (default: ema, else net)"
-    )
+    option("--network", type=str, help="network of the file, by its name there (default: ema, else net)")
     option(
         "--heads",
         type=int,

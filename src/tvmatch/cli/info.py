@@ -12,9 +12,7 @@ from tvmatch.trained_model.files import of_newest
 def run(arguments: list[str]) -> int:
     """Print the properties of a checkpoint."""
     parser = OneLineParser(prog="tvmatch info", description="Print the properties of a checkpoint.")
-    parser.add_argument(
-        "checkpoint", type=str, help="run folder (its newest checkpoint is used) or checkpoint"
-    )
+    parser.add_argument("checkpoint", type=str, help="run folder (its newest checkpoint) or checkpoint")
     add_import_option(parser)
     facts = of_newest(Path(parser.parse_args(arguments).checkpoint), _facts)
     width = max(map(len, facts))

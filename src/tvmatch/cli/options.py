@@ -65,9 +65,7 @@ def add_import_option(parser: OneLineParser) -> None:
 def add_checkpoint_options(parser: OneLineParser) -> None:
     """Add CHECKPOINT, --device, --autoencoder and --import, which `load_model` needs."""
     add_import_option(parser)
-    parser.add_argument(
-        "checkpoint", type=str, help="run folder (its newest checkpoint is used) or checkpoint"
-    )
+    parser.add_argument("checkpoint", type=str, help="run folder (its newest checkpoint) or checkpoint")
     parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     adder(parser)(
         "--autoencoder",

@@ -160,9 +160,7 @@ def _check_layout(layout: Layout, model: TrainedModel, uint8: str | None, out: P
     if model.spec.kind == "points" and layout != "npz":
         raise InputError("out", f"must end in .npz for points, without --format, got {out}")
     if layout == "adm" and model.output_shape[0] not in (1, 3):
-        raise InputError(
-            "format", f"adm is for grey or RGB images, these have {model.output_shape[0]} channels"
-        )
+        raise InputError("format", f"adm is for grey or RGB, these have {model.output_shape[0]} channels")
     if layout == "npz" and uint8 is not None:
         raise InputError("uint8", f"{out} will hold floating-point numbers; use --format adm for bytes")
 

@@ -47,9 +47,7 @@ def launched() -> Position:
         return Position()
     rank, count = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise InputError(
-            f"RANK and WORLD_SIZE must be torchrun's, 0 … N − 1 and N, got {rank!r} and {count!r}"
-        )
+        raise InputError(f"RANK and WORLD_SIZE must be torchrun's, 0 … N−1 and N, got {rank!r} and {count!r}")
     return Position(int(rank), int(count))
 
 

@@ -41,9 +41,7 @@ def feature_sizes(extractor: Extractor, height: int, width: int) -> FeatureSizes
     sizes = []
     for name, values in features._asdict().items():
         if values is not None and (values.ndim != 2 or values.shape[0] != 1 or values.shape[1] < 1):
-            raise InputError(
-                "extractor", f"its {name} features of one image have shape {tuple(values.shape)}"
-            )
+            raise InputError("extractor", f"its {name} features of an image have shape {tuple(values.shape)}")
         sizes.append(None if values is None else values.shape[1])
     pooled, spatial, logits = sizes
     if pooled is None:

@@ -152,9 +152,7 @@ def _check_reference(reference: Reference, extractor: Extractor, sizes: FeatureS
         )
     theirs, ours = reference.provenance.get("extractor_fingerprint"), extractor.fingerprint
     if theirs is not None and theirs != ours:
-        raise InputError(
-            "reference", f"was computed with the extractor {theirs[:12]}…, this one is {ours[:12]}…"
-        )
+        raise InputError("reference", f"was computed with extractor {theirs[:12]}…, this one is {ours[:12]}…")
 
 
 def _warnings(

@@ -181,9 +181,7 @@ class DiT(ConditionedNetwork):
         """Check that all sizes are given and divide each other as needed; see `BaseNetwork.check`."""
         patch_size = config.size().patch_size
         if shape is not None and len(shape) != 3:
-            raise InputError(
-                "network", f"a DiT takes images (channels, height, width), got data of shape {tuple(shape)}"
-            )
+            raise InputError("network", f"a DiT takes images (C, H, W), got data of shape {tuple(shape)}")
         _, height, width = shape or (0, 0, 0)
         if height % patch_size or width % patch_size:
             size = size_name or f"the image size {height}×{width}"
@@ -269,9 +267,7 @@ class DiT(ConditionedNetwork):
         has_dual = any(isinstance(argument, Dual) for argument in (x, t, s))
         x, t, s = dual.as_dual(x), dual.as_dual(t), dual.as_dual(s)
         if x.value.shape[1:] != self.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.value.shape)}, the network takes (B, {str(self.shape)[1:]}"
-            )
+            raise ValueError(f"x has shape {tuple(x.value.shape)}, expected (B, {str(self.shape)[1:]}")
 
         activated = dual.silu(self.conditioning(t, s, labels, guidance_weight))
         patches = self.patch_embedding(dual.linear_map(self._patchify, x))

@@ -59,9 +59,7 @@ def initialize(
     for path, module in network.named_modules():
         for name, parameter in module.named_parameters(path, recurse=False):
             if module not in weights:
-                raise TypeError(
-                    f"{name}: there is no rule for the initial value of a {type(module).__name__}"
-                )
+                raise TypeError(f"{name}: there is no rule for initial values of a {type(module).__name__}")
             initial = 0.0 if name.endswith("bias") else weights[module]
             if isinstance(initial, float):
                 parameter.fill_(initial)

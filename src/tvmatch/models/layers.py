@@ -123,9 +123,7 @@ class Conditioning(nn.Module):
             condition = dual.add(condition, self.guidance(Dual(weight.reciprocal())))
         if self.label is not None:
             if labels is None and not self.label_dropout:
-                raise ValueError(
-                    "labels: the network was trained without dropped labels; give each sample one"
-                )
+                raise ValueError("labels: trained without dropped labels; give each sample one")
             if labels is None:
                 labels = torch.full(t.value.shape, self.class_count, device=t.value.device)
             condition = dual.add(condition, Dual(self.label(labels)))

@@ -81,9 +81,7 @@ class MLP(ConditionedNetwork):
     ) -> None:
         """Check that the data are vectors; see `BaseNetwork.check`."""
         if shape is not None and len(shape) != 1:
-            raise InputError(
-                "network", f"an MLP takes points of shape (d,), got data of shape {tuple(shape)}"
-            )
+            raise InputError("network", f"an MLP takes points (d,), got data of shape {tuple(shape)}")
 
     def fill_buffers(self) -> bool:
         """Nothing to fill."""

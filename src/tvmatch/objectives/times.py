@@ -68,9 +68,7 @@ class TimesConfig:
         if not 0 <= probability <= 1:
             raise InputError("objective.times.equal_probability", f"must lie in [0, 1], got {probability}")
         if self.distribution == "gap*" and self.s_prime == "tied":
-            raise InputError(
-                "objective.times.s_prime", "must be independent for gap* (take gap for a tied s')"
-            )
+            raise InputError("objective.times.s_prime", "must be independent for gap*; use gap for a tied s'")
 
 
 class Times(NamedTuple):

@@ -54,9 +54,7 @@ def points_picture(
     real = _points("data", data)
     clouds = {steps: _points(f"samples[{steps}]", points) for steps, points in samples.items()}
     if trajectories.ndim != 3 or trajectories.shape[0] < 2 or trajectories.shape[2] != 2:
-        raise InputError(
-            "trajectories", f"must have shape (m + 1 ≥ 2, k, 2), got {tuple(trajectories.shape)}"
-        )
+        raise InputError("trajectories", f"must be (m + 1 ≥ 2, k, 2), got {tuple(trajectories.shape)}")
     paths = _points("trajectories", trajectories.flatten(0, 1)).reshape(trajectories.shape)
 
     figure = _figure(3.1 * (len(clouds) + 2), 3.6)

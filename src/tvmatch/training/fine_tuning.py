@@ -63,9 +63,7 @@ def start_from(network: BaseNetwork, config: Config, spec: DataSpec) -> list[str
     _expect_same_network(network, config.initial, model)
     messages = [f"the weights start from {config.initial} ({model.step:,} steps)"]
     if not model.knows_dropped_labels:
-        messages.append(
-            "it was trained without dropped labels: the dropped label starts as the classes' mean"
-        )
+        messages.append("it was trained without dropped labels: that label starts as the classes' mean")
     own, theirs = network.state_dict(), model.network.state_dict()
     for part in network.additions:
         new = {name: own[name] for name in own.keys() - theirs.keys() if name.startswith(part.prefix)}

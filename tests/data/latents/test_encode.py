@@ -710,7 +710,7 @@ def test_shards_without_a_good_image(damaged: Path, autoencoder: Autoencoder, tm
     source = open_images(str(damaged), "train", label_column="label")
     none = Encoder(source, autoencoder, tmp_path / "none", options(data=str(damaged)))
     none.encode(workers=0, on_bad_image="skip")
-    with pytest.raises(InputError, match="none of the 64 images can be read; the first: "):
+    with pytest.raises(InputError, match="none of 64 images can be read; the first: "):
         none.finish()
 
 

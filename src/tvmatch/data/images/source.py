@@ -72,9 +72,7 @@ def _check_split(split: str) -> None:
     """Refuse a malformed name or slice."""
     match = re.fullmatch(r"[\w .-]+(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
-        raise InputError(
-            "data.split", f"must be a name like train or a slice like train[:1000], got {split!r}"
-        )
+        raise InputError("data.split", f"must be like train or train[:1000], got {split!r}")
     ends = [end for end in match.groups() if end is not None]
     if any(abs(int(end.rstrip("%"))) > 100 for end in ends if end.endswith("%")):
         raise InputError("data.split", f"percents must be within -100 and 100, got {split!r}")

@@ -227,9 +227,7 @@ class Encoder:
         skipped = [problem for report in reports for problem in report.skipped]
         found = [report.sums for report in reports if report.sums is not None]
         if not found:
-            raise InputError(
-                "data", f"none of the {len(skipped)} images can be read; the first: {skipped[0]}"
-            )
+            raise InputError("data", f"none of {len(skipped)} images can be read; the first: {skipped[0]}")
         sums = reduce(ChannelSums.plus, found)
         normalization = self._final_normalization(sums)
         spec = DataSpec(

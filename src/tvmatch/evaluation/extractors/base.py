@@ -51,9 +51,7 @@ def check_images(images: Tensor) -> None:
     """Raise InputError unless `images` are uint8 of shape (B ≥ 1, 3, H ≥ 1, W ≥ 1)."""
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise InputError(
-            "images", f"must be uint8 of shape (B, 3, H, W), got {images.dtype} of shape {shape}"
-        )
+        raise InputError("images", f"must be uint8 (B, 3, H, W), got {images.dtype} of shape {shape}")
 
 
 @contextmanager

@@ -94,9 +94,7 @@ def load_dinov2(device: torch.device, weights: Path | None = None) -> Dinov2Extr
             raise ValueError(f"{len(missing)} tensors are missing or of another shape, like {missing[0]}")
         _fit_positions(network)
     except Exception as error:  # from transformers, safetensors or json
-        raise InputError(
-            "extractor weights", f"{folder} holds no DINOv2 network: {one_line(error)}"
-        ) from error
+        raise InputError("extractor weights", f"{folder} has no DINOv2 network: {one_line(error)}") from error
     return Dinov2Extractor(network, hash_files([folder / "config.json", *files]), device)
 
 

@@ -57,9 +57,7 @@ class RunningGaussian:
             InputError: for another shape, or if an entry is not finite.
         """
         if features.ndim != 2 or features.shape[1] != len(self._mean):
-            raise InputError(
-                "features", f"must have shape (n, {len(self._mean)}), got {tuple(features.shape)}"
-            )
+            raise InputError("features", f"must be (n, {len(self._mean)}), got {tuple(features.shape)}")
         broken = int((~features.isfinite()).any(dim=1).sum())
         if broken:
             raise InputError("features", f"{broken} of {len(features)} vectors have a non-finite entry")

@@ -173,9 +173,7 @@ def network_from_authors(
         raise InputError("state_dict", "pos_embed is not the fixed sin-cos table of a square image")
     dtypes = {tensor.dtype for tensor in (*ours.values(), positions)}
     if len(dtypes) > 1:
-        raise InputError(
-            "state_dict", f"its tensors differ in precision: {', '.join(sorted(map(str, dtypes)))}"
-        )
+        raise InputError("state_dict", f"tensors differ in precision: {', '.join(sorted(map(str, dtypes)))}")
     network = network.to(positions.dtype).to_empty(device="cpu")
     network.load_state_dict(ours, strict=True)
     network.positions.copy_(positions)  # exactly theirs, beyond the tolerance above

@@ -100,9 +100,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _from_content(content: Any, entry: str | None) -> Snapshot:
     """The network in a file's content: a state dict, or a dict that has one or a module under its name."""
     if not isinstance(content, dict):
-        raise InputError(
-            f"it holds {kind(content)} where a dict with a network under ema or net was expected"
-        )
+        raise InputError(f"it holds {kind(content)}, expected a dict with a network under ema or net")
     if content and all(isinstance(value, StoredTensor | Tensor) for value in content.values()):
         return _one_network(tensors_of(content), entry)
     for name in ENTRIES if entry is None else (entry,):
