@@ -178,7 +178,7 @@ class TestPoints:
         for wrong in (torch.zeros(1, 3, 2), torch.zeros(2, 3), torch.zeros(2, 3, 1)):
             with pytest.raises(InputError, match="trajectories: must be"):
                 points_picture(self.data, {}, wrong, path)
-        with pytest.raises(InputError, match="trajectories: must be"):
+        with pytest.raises(InputError, match="trajectories: must have shape"):
             points_picture(self.data, {}, torch.zeros(2, 0, 2), path)
         assert not path.exists()
 
